@@ -1,0 +1,32 @@
+"""What can go wrong because of what a user passed. Each message says: place, rule, what came, way out."""
+
+
+class OCLError(ValueError):
+    """Base of every user error of this package; a plain `ValueError` for callers that do not know us."""
+
+
+class ShapeError(OCLError):
+    """A tensor has another rank, width, grid or dtype than the part that received it expects."""
+
+
+class RangeError(OCLError):
+    """Values lie outside the range a part expects, or are not finite."""
+
+
+class DataError(OCLError):
+    """A file or folder of a dataset is missing, truncated, or contradicts another file."""
+
+
+class ConfigError(OCLError):
+    """A configuration names something unknown, ill-typed or not allowed."""
+
+
+class CheckpointError(OCLError):
+    """A checkpoint is incomplete, damaged, or belongs to another configuration."""
+
+
+class MissingExtra(OCLError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, purpose: str, package: str, extra: str) -> None:
+        super().__init__(f'{purpose} need {package}; run: pip install "ocl[{extra}]"')
