@@ -1,0 +1,73 @@
+"""Spatial broadcast decoder to pixels (Watters et al. 2019), mixed over slots as in Locatello et al. 2020, appendix E.3."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import final
+
+from torch import Tensor, nn
+
+from ocl.errors import ConfigError, ShapeError
+from ocl.interfaces import Decoder
+from ocl.nn.positions import CoordinateCode
+from ocl.types import Batch, Decoding, Features, Slots
+
+
+@final
+class SpatialBroadcast(Decoder):
+    """Each slot, repeated over a small grid, is decoded on its own to colour and opacity; opacities are softmaxed over slots.
+
+    The target is the image itself, in [0, 1].
+
+    Args:
+        slot_dim: width of a slot.
+        image_size: side of the square image to draw; a power of two times `grid`.
+        grid: side of the grid that a slot is repeated over.
+        width: channels of the convolutions.
+        kernel: side of the convolution kernels (odd).
+        refine: convolutions at full size before the last one.
+    """
+
+    def __init__(
+        self, slot_dim: int, *, image_size: int = 64, grid: int = 8, width: int = 64, kernel: int = 5, refine: int = 1
+    ) -> None:
+        super().__init__()
+        doublings = (image_size // grid).bit_length() - 1
+        if grid * 2**doublings != image_size:
+            raise ConfigError(f"SpatialBroadcast needs image_size = grid * 2^n, got image_size={image_size} and grid={grid}.")
+        self.slot_dim, self.image_size, self.grid = slot_dim, image_size, (grid, grid)
+        self.position = CoordinateCode(slot_dim)
+        widths = [slot_dim] + [width] * (doublings + refine)
+        layers: list[nn.Module] = []
+        for index, (before, after) in enumerate(pairwise(widths)):
+            if index < doublings:
+                layers.append(nn.ConvTranspose2d(before, after, kernel, stride=2, padding=kernel // 2, output_padding=1))
+            else:
+                layers.append(nn.Conv2d(before, after, kernel, padding=kernel // 2))
+            layers.append(nn.ReLU())
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 4, 3, padding=1))
+
+    def forward(self, slots: Slots, batch: Batch, features: Features) -> Decoding:
+        """Slots of width slot_dim and images of side image_size -> prediction [B, 3, H, W], masks [B, K, H, W]."""
+        if tuple(batch.image.shape[-2:]) != (self.image_size, self.image_size):
+            raise ShapeError(
+                f"SpatialBroadcast draws {self.image_size} x {self.image_size} images, got {list(batch.image.shape)}; "
+                f"resize the data or pass image_size={batch.image.shape[-1]}."
+            )
+        colours, masks = self._draw(_checked(slots, self.slot_dim, "SpatialBroadcast"))
+        return Decoding(prediction=(colours * masks).sum(dim=1), target=batch.image, masks=masks.squeeze(2))
+
+    def _draw(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        batch_size, num_slots = vectors.shape[:2]
+        cells = vectors.flatten(0, 1)[:, None] + self.position(self.grid)
+        pictures = self.layers(cells.transpose(1, 2).unflatten(-1, self.grid)).unflatten(0, (batch_size, num_slots))
+        colours, opacity = pictures.split([3, 1], dim=2)
+        return colours, opacity.softmax(dim=1)
+
+
+def _checked(slots: Slots, slot_dim: int, name: str) -> Tensor:
+    if slots.vectors.shape[-1] != slot_dim:
+        raise ShapeError(
+            f"{name} expects slots of width {slot_dim}, got {list(slots.vectors.shape)}; pass slot_dim={slots.vectors.shape[-1]}."
+        )
+    return slots.vectors
