@@ -140,8 +140,9 @@ class Decoding:
             )
 
     def error(self) -> Tensor:
-        """Mean squared error of each image, float32 [B]."""
-        return (self.prediction.float() - self.target.float()).square().flatten(1).mean(1)
+        """Mean squared error of each image, [B], in float32 or wider."""
+        wide = torch.promote_types(self.prediction.dtype, torch.float32)
+        return (self.prediction.to(wide) - self.target.to(wide)).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)

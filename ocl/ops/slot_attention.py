@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ocl.errors import ShapeError
@@ -17,20 +18,25 @@ def slot_attention(
     """Tokens choose among slots, slots average the tokens that chose them.
 
     query [B, H, K, D], key [B, H, N, D], value [B, H, N, E] -> updates [B, H, K, E], attn [B, H, K, N].
-    attn = softmax of scale * key . query over (heads x slots) for each token, in float32.
+    attn = softmax of scale * key . query over (heads x slots) for each token, in float32 or wider.
     updates = w value, w = (attn + eps) / sum over tokens of (attn + eps); with eps_on="denominator" eps is added to the
     sum only. scale: default 1 / sqrt(D). Raises ShapeError where the sizes of B, H, N or D disagree.
     """
     _check_shapes(query, key, value)
     batch, heads, num_slots, width = query.shape
     logits = (query * (width**-0.5 if scale is None else scale)) @ key.transpose(-1, -2)
-    attn = logits.float().flatten(1, 2).softmax(dim=1).unflatten(1, (heads, num_slots))
+    attn = at_least_float32(logits).flatten(1, 2).softmax(dim=1).unflatten(1, (heads, num_slots))
     if eps_on == "weights":
         weights = attn + eps
         weights = weights / weights.sum(dim=-1, keepdim=True)
     else:
         weights = attn / (attn.sum(dim=-1, keepdim=True) + eps)
     return weights.to(value.dtype) @ value, attn
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision widened, float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
