@@ -1,0 +1,67 @@
+"""Weights that are used and never changed, and the rule for checkpoints: what is frozen is not saved.
+
+Frozen weights are published ones, so a model is restored by building it from its config, which loads them again, and then
+filling in everything else. Both directions are strict: no tensor may be missing, unknown or of another shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Self, final
+
+from torch import Tensor, nn
+
+from ocl.errors import CheckpointError
+
+
+@final
+class Frozen(nn.Module):
+    """Holds `module` in eval mode for good and its parameters without gradient. Call `frozen.module(...)`.
+
+    Gradients still flow through it to its inputs; where they are not wanted the caller adds `torch.no_grad()`. A parameter
+    inside that is given `requires_grad` again is trained and saved; everything else inside, buffers too, is not saved.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+
+def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict (same names, same storage, detached) without what lies inside a `Frozen` and is not trained."""
+    frozen = set(_frozen_names(module))
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def load_trainable_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into exactly the tensors that `trainable_state_dict` returns.
+
+    Raises CheckpointError, and changes nothing, where a tensor is missing, unknown or of another shape.
+    """
+    expected = trainable_state_dict(module)
+    problems = {
+        "missing": expected.keys() - state.keys(),
+        "unknown": state.keys() - expected.keys(),
+        "of another shape": {name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape},
+    }
+    found = [f"{len(names)} {problem} ({_listed(names)})" for problem, names in problems.items() if names]
+    if found:
+        raise CheckpointError(
+            f"weights do not fit {type(module).__name__}: {'; '.join(found)}; build the model with the config the weights came with."
+        )
+    module.load_state_dict(dict(state), strict=False)
+
+
+def _frozen_names(module: nn.Module) -> Iterator[str]:
+    for path, part in module.named_modules(remove_duplicate=False):
+        if isinstance(part, Frozen):
+            trained = {name for name, parameter in part.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+            prefix = f"{path}." if path else ""
+            yield from (prefix + name for name in part.state_dict() if name not in trained)
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
