@@ -13,8 +13,8 @@ from ocl.vis.png import png_bytes
 def page(title: str, body: str) -> bytes:
     """A whole HTML file in UTF-8. title: plain text. body: HTML made of the functions below, or escaped by the caller."""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    lines = ["<!DOCTYPE html>", f'<html lang="en"><head>{head}<style>{STYLE}</style></head>', f"<body><main>\n{body}\n</main></body></html>"]
-    return "\n".join([*lines, ""]).encode("utf-8", "replace")
+    opening = f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>'
+    return f"{opening}\n<body><main>\n{body}\n</main></body></html>\n".encode("utf-8", "replace")
 
 
 def tag(name: str, text: str, **attributes: str) -> str:
