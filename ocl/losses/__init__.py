@@ -1,1 +1,5 @@
+"""Judges that training minimises: Step -> scalar."""
 
+from ocl.losses.reconstruction import Reconstruction
+
+__all__ = ["Reconstruction"]

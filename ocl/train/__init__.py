@@ -1,1 +1,8 @@
+"""Training: `fit` runs an `Engine` over a stream of batches into a run folder; `load_model` reads the folder for inference."""
 
+from ocl.train.checkpoint import load_model
+from ocl.train.engine import Engine, LocalEngine
+from ocl.train.loop import Evaluate, Outcome, Stream, fit
+from ocl.train.options import Optimizer, Schedule, Training
+
+__all__ = ["Engine", "Evaluate", "LocalEngine", "Optimizer", "Outcome", "Schedule", "Stream", "Training", "fit", "load_model"]

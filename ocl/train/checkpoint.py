@@ -1,0 +1,173 @@
+"""Checkpoints, written whole or not at all: run/checkpoints/step-00001000/{*.safetensors, state.json, config.yaml}.
+
+A checkpoint is written into a hidden sibling folder, synced, and renamed; so a folder that carries the name is complete.
+state.json holds the position in the run and the size and SHA-256 of every other file. No pickle, nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ocl.errors import CheckpointError
+from ocl.nn.freezing import load_trainable_state_dict
+from ocl.train.files import WRITE_ERRORS, fingerprint, read_tensors, sync, write_json
+
+MODEL, AVERAGE, STATE, CONFIG = "model.safetensors", "ema.safetensors", "state.json", "config.yaml"
+_FORMAT = 1
+_WRITING, _DELETING = ".writing-", ".deleting-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run stood: `step` updates made, `samples` images consumed; `engine` is what the engine's `save` returned."""
+
+    path: Path
+    step: int
+    samples: int
+    seed: int
+    engine: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+
+
+def save(run: Path, write: Callable[[Path], dict[str, Any]], *, step: int, samples: int, seed: int, keep: int = 2) -> Path:
+    """Write a checkpoint and then remove all but the newest `keep`. Returns its folder.
+
+    `write(folder)` puts tensors into the folder and returns JSON values (`Engine.save`). run/config.yaml is copied if present.
+    Raises CheckpointError if the disk is full or the step was saved before; nothing half-written stays, older ones are intact.
+    """
+    folder = run / "checkpoints"
+    final, temporary = folder / f"step-{step:08d}", folder / f"{_WRITING}step-{step:08d}"
+    if final.exists():
+        raise CheckpointError(f"{final} exists already and is not overwritten; resume the run, or choose another run folder.")
+    try:
+        temporary.mkdir(parents=True)
+        engine = write(temporary)
+        if (run / CONFIG).exists():
+            shutil.copyfile(run / CONFIG, temporary / CONFIG)
+        written = sorted(path for path in temporary.rglob("*") if path.is_file())
+        files = {str(path.relative_to(temporary)): fingerprint(path) for path in written}
+        position = {"format": _FORMAT, "step": step, "samples": samples, "seed": seed}
+        write_json(temporary / STATE, {**position, "engine": engine, "files": files})
+        for path in (*written, temporary / STATE, temporary):
+            sync(path)
+        os.rename(temporary, final)
+        sync(folder)
+    except WRITE_ERRORS as error:
+        raise CheckpointError(
+            f"{final} could not be written ({error}); training stopped, {_last(run)}; free some space and resume."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in complete(run)[:-keep]:
+        _remove(old)
+    return final
+
+
+def complete(run: Path) -> list[Path]:
+    """Folders of all checkpoints of a run, oldest first."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def latest(run: Path) -> Path | None:
+    """Folder of the newest checkpoint of a run, or None."""
+    found = complete(run)
+    return found[-1] if found else None
+
+
+def clean(run: Path) -> None:
+    """Remove what a killed process left of unfinished writes and removals. Call it only where no other process trains."""
+    for pattern in (f"{_WRITING}*", f"{_DELETING}*"):
+        for path in (run / "checkpoints").glob(pattern):
+            shutil.rmtree(path)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint's state and check every file against it. Raises CheckpointError if one is missing or damaged."""
+    found = _read_state(path)
+    _verify(found, found.files)
+    return found
+
+
+def load_model(run_or_checkpoint: Path, model: nn.Module, *, ema: bool = True) -> Checkpoint:
+    """Fill a model for inference, with the averaged weights if the run kept them and `ema` is true.
+
+    Reads and checks only the weights, so optimizer files may be deleted from a checkpoint that is not to be resumed.
+    Raises CheckpointError if there is no checkpoint, if it is damaged, or if it belongs to another model.
+    """
+    found = _read_state(find(run_or_checkpoint))
+    name = AVERAGE if ema and AVERAGE in found.files else MODEL
+    _verify(found, [name])
+    fill(model, found.path / name)
+    return found
+
+
+def find(run_or_checkpoint: Path) -> Path:
+    """The folder itself if it is a checkpoint, else the newest one of that run. Raises CheckpointError if there is none."""
+    if (run_or_checkpoint / STATE).exists():
+        return run_or_checkpoint
+    newest = latest(run_or_checkpoint)
+    if newest is None:
+        raise CheckpointError(f"{run_or_checkpoint} holds no checkpoint; pass a folder that `ocl train` wrote.")
+    return newest
+
+
+def fill(model: nn.Module, path: Path) -> None:
+    """Load trained weights from one file. Raises CheckpointError, naming keys, if they belong to another model."""
+    try:
+        load_trainable_state_dict(model, read_tensors(path))
+    except CheckpointError as error:
+        way_out = f"compare {path.parent / CONFIG} with your config"
+        raise CheckpointError(f"{path} does not fit this model: {error} To see why, {way_out}.") from error
+
+
+def _read_state(path: Path) -> Checkpoint:
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if state["format"] != _FORMAT:
+            way_out = "read it with the version of ocl that wrote it"
+            raise CheckpointError(f"{path} has format {state['format']}, but this version reads format {_FORMAT}; {way_out}.")
+        files = {name: {"bytes": int(file["bytes"]), "sha256": str(file["sha256"])} for name, file in state["files"].items()}
+        numbers = (int(state["step"]), int(state["samples"]), int(state["seed"]))
+        return Checkpoint(path, *numbers, engine=dict(state["engine"]), files=files)
+    except OSError as error:
+        raise CheckpointError(f"{path / STATE} cannot be read ({error.strerror}); {_other(path)}.") from error
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path / STATE} is damaged ({type(error).__name__}: {error}); {_other(path)}.") from error
+
+
+def _verify(found: Checkpoint, names: Iterable[str]) -> None:
+    for name in names:
+        path = found.path / name
+        if name not in found.files or not path.is_file():
+            raise CheckpointError(f"{path} is missing; {_other(found.path)}.")
+        expected, size = found.files[name], path.stat().st_size
+        if size != expected["bytes"]:
+            raise CheckpointError(f"{path} must hold {expected['bytes']} bytes, but holds {size}; {_other(found.path)}.")
+        if fingerprint(path) != expected:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {STATE}; {_other(found.path)}.")
+
+
+def _other(path: Path) -> str:
+    others = [other.name for other in complete(path.parent.parent) if other != path]
+    return f"remove {path.name} to go on from {others[-1]}" if others else "no other checkpoint lies beside it, start a new run"
+
+
+def _last(run: Path) -> str:
+    newest = latest(run)
+    return f"the last complete checkpoint is {newest.name}" if newest else "the run has no checkpoint yet"
+
+
+def _remove(path: Path) -> None:
+    doomed = path.with_name(_DELETING + path.name)
+    os.rename(path, doomed)  # a kill inside rmtree must not leave a folder that looks complete
+    shutil.rmtree(doomed)
