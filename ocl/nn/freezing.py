@@ -50,7 +50,8 @@ def load_trainable_state_dict(module: nn.Module, state: Mapping[str, Tensor]) ->
     found = [f"{len(names)} {problem} ({_listed(names)})" for problem, names in problems.items() if names]
     if found:
         raise CheckpointError(
-            f"weights do not fit {type(module).__name__}: {'; '.join(found)}; build the model with the config the weights came with."
+            f"weights do not fit {type(module).__name__}: {'; '.join(found)}; "
+            "build the model with the config that the weights came with."
         )
     module.load_state_dict(dict(state), strict=False)
 
