@@ -59,8 +59,8 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
     """Print to a terminal; the best of each column is bold."""
     console = console or Console()
     for table in tables:
-        title, caption = Text(table.title, "bold"), Text(table.caption)
-        shown = RichTable(title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+        shown = RichTable(title=Text(table.title, "bold"), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+        shown.caption, shown.caption_justify = Text(table.caption), "left"
         shown.add_column("", no_wrap=True)
         for column in table.columns:
             shown.add_column(Text(column.replace("[", "\n[")), justify="right", no_wrap=True)

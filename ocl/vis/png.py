@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ocl.errors import RangeError, ShapeError
+from ocl.errors import OCLError, RangeError, ShapeError
 from ocl.vis.colours import slot_colours
 
 
@@ -65,15 +66,20 @@ def read_index_png(path: Path) -> np.ndarray:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace the file at `path` in one step: a reader sees the old content or the new one, and a failure leaves the old."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace the file at `path` in one step: a reader sees the old content or the new one, and a failure leaves the old.
+
+    Its folder is made if needed. Raises OCLError where the system refuses (full disk, no permission).
+    """
     partial = path.with_name(f".{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise OCLError(f"{path} could not be written ({error}); free some space or choose another folder.") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _encode(picture: Image.Image) -> bytes:

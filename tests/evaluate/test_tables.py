@@ -45,5 +45,6 @@ def test_the_terminal_shows_every_name_and_number_in_80_columns():
     names = ("FG-ARI", "ARI", "mBO_i", "mIoU_i", "mBO_c", "mIoU_c")
     scores = {f"{name}[coda]": 0.1 + index / 100 for index, name in enumerate(names)}
     text = _printed(score_tables({"this model, decoder masks": scores}, {"[red]markup": scores}), width=80)
-    for word in ("this model, decoder masks", "[red]markup", "mIoU_c", "[coda]", *(f"{value:.3f}" for value in scores.values())):
+    numbers = [f"{value:.3f}" for value in scores.values()]
+    for word in ("this model, decoder masks", "[red]markup", "mIoU_c", "[coda]", *numbers):
         assert word in text

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from ocl.errors import RangeError, ShapeError
+from ocl.errors import OCLError, RangeError, ShapeError
 from ocl.vis.colours import slot_colours
 from ocl.vis.png import index_png_bytes, png_bytes, read_index_png, to_picture, write_index_png, write_png, write_whole
 
@@ -67,7 +67,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OCLError, match=r"picture.png could not be written.*No space"):
         write_whole(path, b"new")
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
