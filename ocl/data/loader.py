@@ -1,0 +1,154 @@
+"""Batches of a dataset: the same sequence whatever the number of workers, from any position.
+
+Each sample has a number in an endless stream; its index (`Order`) and its flip are functions of that number and the seed, so
+a run resumes by giving `start`, the number of samples already used. No global random state is read or changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, final
+
+import torch
+from torch.utils.data import DataLoader
+
+from ocl.data.files import SKIPPED, report_skipped
+from ocl.data.order import ENDLESS, Order
+from ocl.data.sample import Dataset, Sample, collate
+from ocl.data.transforms import flip as flipped
+from ocl.data.transforms import is_flipped
+from ocl.errors import ConfigError, DataError, RangeError, ShapeError
+from ocl.types import Batch
+
+
+def batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    shuffle: bool = True,
+    flip: float = 0.0,
+) -> Iterator[Batch]:
+    """An endless stream of full batches. Where an epoch ends inside a batch, the next epoch fills it up.
+
+    start: samples already used, any number. workers: processes that read ahead (0: this one reads).
+    flip: probability that a sample is mirrored. Samples that stand in for broken files (on_error="skip") are used, and the
+    files are added to `dataset.skipped` in this process. Raises DataError for a broken sample and when a worker dies.
+    """
+    if batch_size < 1 or start < 0 or workers < 0 or not 0 <= flip <= 1:
+        raise ConfigError(
+            "batches need batch_size >= 1, start >= 0, workers >= 0 and flip in [0, 1], "
+            f"got {batch_size}, {start}, {workers} and {flip}."
+        )
+    order = Order(len(dataset), seed, shuffle)
+    firsts = count(start, batch_size)
+    jobs = ([(number, order.index(number)) for number in range(first, first + batch_size)] for first in firsts)
+    return _stream(_Reader(dataset, seed=seed, flip=flip), jobs, workers)
+
+
+def evaluation_batches(
+    dataset: Dataset, *, batch_size: int, limit: int | None = None, workers: int = 0
+) -> Iterator[Batch]:
+    """The first `limit` samples (default: all) once each and in order; the last batch may be smaller.
+
+    Samples that stand in for broken files are left out, so that no image is scored twice; `dataset.skipped` names the files.
+    """
+    if batch_size < 1 or workers < 0 or (limit is not None and limit < 1):
+        raise ConfigError(
+            f"batches need batch_size >= 1, workers >= 0 and limit >= 1, got {batch_size}, {workers} and {limit}."
+        )
+    if limit is None and len(dataset) >= ENDLESS:
+        raise ConfigError(f"{type(dataset).__name__} is endless; pass limit=... to evaluate a part of it.")
+    total = len(dataset) if limit is None else min(limit, len(dataset))
+    jobs = ([(i, i) for i in range(first, min(first + batch_size, total))] for first in range(0, total, batch_size))
+    return _stream(_Reader(dataset, stand_ins=False), jobs, workers)
+
+
+Job = list[tuple[int, int]]  # (number in the stream, index in the dataset) of each sample of a batch
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    """What a worker sends: a batch (None: no sample was good) and the broken files met, or the error that ends the stream."""
+
+    batch: Batch | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+@final
+class _Reader(torch.utils.data.Dataset[_Parcel]):
+    def __init__(self, dataset: Dataset, *, seed: int = 0, flip: float = 0.0, stand_ins: bool = True) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.flip = flip
+        self.stand_ins = stand_ins
+
+    def __getitem__(self, job: Job) -> _Parcel:
+        try:
+            samples = [(number, self.dataset[index]) for number, index in job]
+            broken: dict[str, str] = {}
+            for _, sample in samples:
+                broken.update(sample.properties.get(SKIPPED, {}))
+            used = [
+                self._oriented(sample, number)
+                for number, sample in samples
+                if self.stand_ins or SKIPPED not in sample.properties
+            ]
+            return _Parcel(collate(used) if used else None, broken)
+        except (DataError, RangeError, ShapeError) as error:
+            return _Parcel(error=error)  # raised by the main process, in its own words
+
+    def _oriented(self, sample: Sample, number: int) -> Sample:
+        return flipped(sample) if is_flipped(self.flip, seed=self.seed, number=number) else sample
+
+
+def _stream(reader: _Reader, jobs: Iterable[Job], workers: int) -> Iterator[Batch]:
+    record: dict[str, str] = getattr(reader.dataset, "skipped", {})
+    for parcel in _parcels(reader, jobs, workers):
+        if parcel.error is not None:
+            raise parcel.error
+        report_skipped(record, parcel.skipped)
+        if parcel.batch is not None:
+            yield parcel.batch
+
+
+def _parcels(reader: _Reader, jobs: Iterable[Job], workers: int) -> Iterator[_Parcel]:
+    loader: DataLoader[_Parcel] = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=jobs,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # without one, the loader would draw its base seed from the global state
+    )
+    try:
+        yield from loader
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        cause = _cause(error)
+        if not str(cause).startswith("DataLoader worker (pid"):
+            raise
+        raise DataError(
+            f"a worker process that reads {type(reader.dataset).__name__} died ({cause}), often for lack of memory or shared "
+            "memory (/dev/shm): use fewer workers or a smaller batch, or workers=0 to see the error where it happens."
+        ) from cause
+
+
+def _cause(error: Exception) -> Exception:
+    """What the loader says about a dead worker: at once, or, where a half-sent batch is noticed first, by a signal soon after."""
+    if isinstance(error, RuntimeError):
+        return error
+    try:
+        time.sleep(1)
+    except RuntimeError as late:
+        return late
+    return error
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
