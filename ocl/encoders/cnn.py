@@ -32,7 +32,7 @@ class CNN(Encoder):
     ) -> None:
         super().__init__()
         halvings = stride.bit_length() - 1
-        if 2**halvings != stride or halvings > depth:
+        if stride not in (1, 2, 4, 8) or halvings > depth:
             raise ConfigError(f"CNN needs a stride of 1, 2, 4 or 8 and a layer per halving, got {stride} and depth {depth}.")
         if kernel % 2 == 0:
             raise ConfigError(f"CNN needs an odd kernel, got {kernel}; use {kernel + 1}.")

@@ -75,16 +75,11 @@ def read_preprocessor(weights: str, *, local_files_only: bool | None = None) -> 
 
     local = offline() if local_files_only is None else local_files_only
     try:
-        path = cached_file(
-            _locate(weights), "preprocessor_config.json", local_files_only=local,
-            _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-        )  # fmt: skip
+        path = cached_file(_locate(weights), "preprocessor_config.json", local_files_only=local)
     except OSError:
         return {}
-    if path is None:
-        return {}
     try:
-        found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(Path(str(path)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); copy the model folder again.") from None
     return found
@@ -116,6 +111,8 @@ def _quiet() -> Iterator[None]:
 
 def _locate(weights: str) -> str:
     """A folder that exists, or a hub id; raises where it can be neither."""
+    if not weights:
+        raise ConfigError("weights is empty; pass a folder or a hub id such as owner/name.")
     folder = Path(weights).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -124,8 +121,6 @@ def _locate(weights: str) -> str:
     looks_like_path = weights.startswith((".", "~", "/")) or weights.count("/") > 1 or "\\" in weights or folder.exists()
     if looks_like_path:
         raise CheckpointError(f"the folder {folder} of weights is missing; pass an existing one or a hub id (owner/name).")
-    if not weights:
-        raise ConfigError("weights is empty; pass a folder or a hub id such as owner/name.")
     return weights
 
 
