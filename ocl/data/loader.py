@@ -140,7 +140,7 @@ def _parcels(reader: _Reader, jobs: Iterable[Job], workers: int) -> Iterator[_Pa
 
 
 def _cause(error: Exception) -> Exception:
-    """What the loader says about a dead worker: at once, or, where a half-sent batch is noticed first, by a signal soon after."""
+    """What the loader says of a dead worker: at once, or by a signal soon after a half-sent batch was noticed."""
     if isinstance(error, RuntimeError):
         return error
     try:
