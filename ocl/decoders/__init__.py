@@ -2,5 +2,6 @@
 
 from ocl.decoders.broadcast import SpatialBroadcast
 from ocl.decoders.features import FeatureMLP
+from ocl.decoders.patches import PatchMLP
 
-__all__ = ["FeatureMLP", "SpatialBroadcast"]
+__all__ = ["FeatureMLP", "PatchMLP", "SpatialBroadcast"]

@@ -54,12 +54,9 @@ class SpatialBroadcast(Decoder):
 
     def forward(self, slots: Slots, batch: Batch, features: Features) -> Decoding:
         """Slots of width slot_dim and images of side image_size -> prediction [B, 3, H, W], masks [B, K, H, W]."""
-        if tuple(batch.image.shape[-2:]) != (self.image_size, self.image_size):
-            raise ShapeError(
-                f"SpatialBroadcast draws {self.image_size} x {self.image_size} images, got {list(batch.image.shape)}; "
-                f"resize the data or pass image_size={batch.image.shape[-1]}."
-            )
-        colours, masks = self._draw(_checked(slots, self.slot_dim, "SpatialBroadcast"))
+        check_image_size("SpatialBroadcast", batch, self.image_size)
+        check_slots("SpatialBroadcast", slots, self.slot_dim)
+        colours, masks = self._draw(slots.vectors)
         return Decoding(prediction=(colours * masks).sum(dim=1), target=batch.image, masks=masks.squeeze(2))
 
     def _draw(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,9 +67,18 @@ class SpatialBroadcast(Decoder):
         return colours, opacity.softmax(dim=1)
 
 
-def _checked(slots: Slots, slot_dim: int, name: str) -> Tensor:
+def check_image_size(name: str, batch: Batch, image_size: int) -> None:
+    """Raises ShapeError where the images are not squares of this side."""
+    if tuple(batch.image.shape[-2:]) != (image_size, image_size):
+        raise ShapeError(
+            f"{name} draws {image_size} x {image_size} images, got {list(batch.image.shape)}; "
+            f"resize the data or pass image_size={batch.image.shape[-1]}."
+        )
+
+
+def check_slots(name: str, slots: Slots, slot_dim: int) -> None:
+    """Raises ShapeError where the slots have another width."""
     if slots.vectors.shape[-1] != slot_dim:
         raise ShapeError(
             f"{name} expects slots of width {slot_dim}, got {list(slots.vectors.shape)}; pass slot_dim={slots.vectors.shape[-1]}."
         )
-    return slots.vectors

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ocl.decoders import FeatureMLP, SpatialBroadcast
+from ocl.decoders import FeatureMLP, PatchMLP, SpatialBroadcast
 from ocl.errors import ConfigError, ShapeError
 from ocl.types import Batch, Features, Slots
 
@@ -57,3 +57,25 @@ def test_feature_decoder_reads_another_grid_by_interpolation():
 def test_feature_decoder_refuses_other_widths():
     with pytest.raises(ShapeError, match="width 8 and features of width 5"):
         FeatureMLP(8, 5)(slots(), None, Features(torch.randn(2, 16, 6), (4, 4)))
+
+
+def test_patch_decoder_puts_every_patch_where_it_belongs():
+    decoder = PatchMLP(8, image_size=12, patch=4, hidden_dim=16)
+    cells = torch.arange(3 * 3 * 2 * 4 * 4.0).reshape(9, 2, 16)  # places, channels, pixels of a patch
+    picture = decoder._picture(cells)
+    assert picture.shape == (2, 12, 12)
+    for place in range(9):
+        top, left = 4 * (place // 3), 4 * (place % 3)
+        assert torch.equal(picture[:, top : top + 4, left : left + 4].flatten(1), cells[place])
+
+
+def test_patch_decoder_aims_at_the_image_with_masks_that_sum_to_one():
+    image = torch.rand(2, 3, 16, 16)
+    decoding = PatchMLP(8, image_size=16, patch=4, hidden_dim=16)(slots(), Batch(image), None)
+    assert decoding.target is image
+    torch.testing.assert_close(decoding.masks.sum(1), torch.ones(2, 16, 16))
+
+
+def test_patch_decoder_refuses_a_size_that_is_no_multiple_of_the_patch():
+    with pytest.raises(ConfigError, match="divisible by patch"):
+        PatchMLP(8, image_size=18, patch=4)
