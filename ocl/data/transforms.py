@@ -60,10 +60,10 @@ def reindex(instances: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
     Background (0) and ignored pixels (-1) stay; every id that has a pixel keeps exactly its pixels.
     """
-    ids, where = torch.unique(instances, return_inverse=True)
+    ids = torch.unique(torch.unique_consecutive(instances))  # only one of each run has to be sorted
     objects = ids > 0
     numbers = torch.where(objects, objects.cumsum(0), ids).to(instances.dtype)
-    return numbers[where], tuple(ids[objects].tolist())
+    return numbers[torch.searchsorted(ids, instances)], tuple(ids[objects].tolist())
 
 
 def _scaled(height: int, width: int, image_size: int, resize: Resize) -> tuple[int, int]:
