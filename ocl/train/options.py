@@ -108,8 +108,6 @@ class Training:
         _check("training.ema", self.ema, self.ema is None or 0 <= self.ema < 1, "lie in [0, 1), or be null for none")
         precisions = ("fp32", "bf16", "fp16")
         _check("training.precision", self.precision, self.precision in precisions, f"be one of {', '.join(precisions)}")
-        shorter = self.schedule.warmup_steps < self.steps
-        _check("training.schedule.warmup_steps", self.schedule.warmup_steps, shorter, f"be below training.steps = {self.steps}")
 
 
 def _check(name: str, value: object, holds: bool, rule: str) -> None:

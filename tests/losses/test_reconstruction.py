@@ -17,7 +17,8 @@ def step_with(prediction: torch.Tensor, target: torch.Tensor) -> Step:
 
 def test_it_is_the_mean_squared_error_over_the_batch():
     prediction, target = torch.rand(3, 5, 4), torch.rand(3, 5, 4)
-    torch.testing.assert_close(Reconstruction()(step_with(prediction, target)), torch.nn.functional.mse_loss(prediction, target))
+    expected = torch.nn.functional.mse_loss(prediction, target)
+    torch.testing.assert_close(Reconstruction()(step_with(prediction, target)), expected)
 
 
 def test_weight_scales_the_loss():

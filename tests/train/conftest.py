@@ -42,7 +42,8 @@ def read_log():
 
     def read(run: Path) -> list[dict]:
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        return [{name: value for name, value in line.items() if name not in ("samples_per_second", "data_wait")} for line in lines]
+        times = ("samples_per_second", "data_wait")
+        return [{name: value for name, value in line.items() if name not in times} for line in lines]
 
     return read
 

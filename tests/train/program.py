@@ -1,6 +1,6 @@
 """A small but whole training program, run in a process of its own and killed while it trains.
 
-    python program.py RUN --kill-after 9 4     train in child processes, each killed after about so many batches, then to the end
+    python program.py RUN --kill-after 9 4     train in child processes, each killed after about so many batches, then on
     python program.py RUN --kill-at 3 7        the same, each killed at its n-th file operation inside a checkpoint
     python program.py RUN                      train in this process, until the end or a signal
 
@@ -71,7 +71,8 @@ class TinyModel(nn.Module):
         grid = (SIZE // 4, SIZE // 4)
         prediction = (attn.mT @ self.decode(vectors)).mT.unflatten(-1, grid)
         target = nn.functional.avg_pool2d(batch.image, 4)
-        return Output(Features(tokens, grid), Slots(vectors, attn, grid), Decoding(prediction, target, attn.unflatten(-1, grid)))
+        decoding = Decoding(prediction, target, attn.unflatten(-1, grid))
+        return Output(Features(tokens, grid), Slots(vectors, attn, grid), decoding)
 
 
 def training(**changes: object) -> Training:
