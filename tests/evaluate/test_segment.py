@@ -59,7 +59,7 @@ def test_masks_have_the_shape_and_place_of_the_photograph(by_colour, tmp_path, s
 def test_cut_outs_shares_and_manifest_agree_with_the_masks(untrained, photos, tmp_path):
     result = segment(untrained, photos, tmp_path / "out", image_size=SIZE)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["skipped"] == {} and {image["file"] for image in manifest["images"]} == {"one.png", "three.png", "sub/two.png"}
+    assert {image["file"] for image in manifest["images"]} == {"one.png", "three.png", "sub/two.png"}
     for image in manifest["images"]:
         photograph = np.array(Image.open(photos / image["file"]).convert("RGB"))
         labels = read_index_png(tmp_path / "out" / image["mask"])
