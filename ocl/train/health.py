@@ -14,6 +14,7 @@ from ocl.types import Slots
 DEAD_SHARE = 0.1  # of the mass 1/K that a slot would hold if all held the same
 DUPLICATE_COSINE = 0.95
 STRIPE_CORRELATION = 0.95
+FLAT_VARIATION = 0.2  # standard deviation over tokens, relative to the mean
 
 REMEDIES = {
     "dead": (
@@ -46,27 +47,25 @@ def dead_slots(slots: Slots) -> Tensor:
 
 
 def duplicate_slots(slots: Slots) -> Tensor:
-    """bool [B, K]: an earlier slot of the image has the same map up to scale (cosine over DUPLICATE_COSINE); both are alive."""
-    maps = torch.nn.functional.normalize(slots.attn.float(), dim=-1)
-    alive = _active(slots) & ~dead_slots(slots)
-    same = (maps @ maps.mT > DUPLICATE_COSINE) & alive[:, :, None] & alive[:, None, :]
-    return same.tril(-1).any(-1)
+    """bool [B, K]: an earlier slot of the image has the same map up to scale (cosine over DUPLICATE_COSINE).
+
+    Dead slots and flat maps do not count (`attention_entropy` sees the latter).
+    """
+    maps = torch.nn.functional.normalize(slots.attn.float(), dim=-1) * _telling(slots)[..., None]
+    return (maps @ maps.mT > DUPLICATE_COSINE).tril(-1).any(-1)
 
 
 def stripe_slots(slots: Slots) -> Tensor:
     """bool [B, K]: a slot of the next image of the batch has the same map, so the map depends on position, not on content.
 
     Same means a Pearson correlation over tokens above STRIPE_CORRELATION; every slot of the next image is tried, because slots
-    have no order. Dead slots and flat maps do not count (`attention_entropy` sees those). The images of the batch must differ;
-    a batch of one image has no stripes.
+    have no order. Dead slots and flat maps do not count. The images of the batch must differ; one image alone has no stripes.
     """
     attn = slots.attn.float()
     if len(attn) < 2:
         return torch.zeros_like(attn[..., 0], dtype=torch.bool)
     centred = attn - attn.mean(-1, keepdim=True)
-    flat = centred.square().mean(-1).sqrt() < 0.05 * attn.mean(-1)
-    usable = _active(slots) & ~dead_slots(slots) & ~flat
-    maps = torch.nn.functional.normalize(centred, dim=-1) * usable[..., None]
+    maps = torch.nn.functional.normalize(centred, dim=-1) * _telling(slots)[..., None]
     return (maps @ maps.roll(-1, 0).mT > STRIPE_CORRELATION).any(-1)
 
 
@@ -116,6 +115,13 @@ class Monitor:
 def _active(slots: Slots) -> Tensor:
     everything = torch.ones_like(slots.attn[..., 0], dtype=torch.bool)
     return everything if slots.active is None else slots.active
+
+
+def _telling(slots: Slots) -> Tensor:
+    """bool [B, K]: the map says where the slot looks: the slot is alive, and its map is not flat."""
+    attn = slots.attn.float()
+    flat = attn.std(-1, correction=0) < FLAT_VARIATION * attn.mean(-1)
+    return _active(slots) & ~dead_slots(slots) & ~flat
 
 
 def _counts(slots: Slots) -> Tensor:

@@ -64,13 +64,15 @@ def fit(
             display.say(f"resumed from {saved}: {step} steps made, {samples} samples consumed")
         stream = batches(samples)
         meter.restart()
-        while step < training.steps and stop.signal_name is None:
+        stopping = False
+        while step < training.steps and not stopping:
             output, consumed = _update(engine, losses, stream, training, step, meter)
             step, samples = step + 1, samples + consumed
             display.step(step)
 
-            save_due = _due(step, training.checkpoint_every, training) or stop.signal_name is not None
-            evaluation_due = evaluate is not None and _due(step, training.eval_every, training) and stop.signal_name is None
+            stopping = stop.signal_name is not None  # read once: a later signal ends the next step, not this one without a save
+            save_due = stopping or _due(step, training.checkpoint_every, training)
+            evaluation_due = not stopping and _due(step, training.eval_every, training)
             if not (save_due or evaluation_due or step % training.log_every == 0):
                 continue
             line = {"lr": _rate(training, step - 1), "samples": samples, **_summary(meter, saved)}
@@ -81,14 +83,15 @@ def fit(
                     line |= {f"eval/{name}": value for name, value in evaluate(model, step).items()}
             journal.write(step, line)
             display.line(step, line)
-            for warning in monitor.read(gauges) if step > training.schedule.warmup_steps else ():
-                display.say(warning)
+            if step > training.schedule.warmup_steps + training.steps // 20:  # slots of a new model are all alike
+                for warning in monitor.read(gauges):
+                    display.say(warning)
             if save_due:
                 saved = _save(engine, training, run, step, samples)
             meter.restart()
-        if stop.signal_name is not None:
+        if stopping:
             display.say(f"{stop.signal_name}: stopped after step {step}, saved {saved}; resume to go on from here")
-    return Outcome(step, samples, saved, stop.signal_name)
+    return Outcome(step, samples, saved, stop.signal_name if stopping else None)
 
 
 def _update(

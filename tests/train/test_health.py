@@ -83,9 +83,9 @@ def test_one_image_has_no_stripes():
     assert not stripe_slots(slots_with(columns(1), 4)).any()
 
 
-def test_flat_maps_are_a_matter_of_entropy_not_stripes():
+def test_flat_maps_are_a_matter_of_entropy_alone():
     slots = Slots(torch.zeros(3, 4, 4), torch.full((3, 4, 64), 0.25), GRID)
-    assert not stripe_slots(slots).any()
+    assert not stripe_slots(slots).any() and not duplicate_slots(slots).any()
     torch.testing.assert_close(attention_entropy(slots), torch.ones(3))
 
 

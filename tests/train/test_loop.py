@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 from functools import partial
 
@@ -219,6 +220,34 @@ def test_a_loss_with_weights_of_its_own_is_refused(train):
 
     with pytest.raises(ConfigError, match="Learned has trainable parameters that no optimizer sees"):
         train(losses=[Learned()])
+
+
+class Signalling(Loss):
+    """Sends this process a signal in one step."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def forward(self, step):
+        if step.index == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step.output.decoding.error().mean()
+
+
+def test_a_signal_in_a_step_saves_that_step(train):
+    outcome, _ = train(losses=[Signalling(7)], steps=20, checkpoint_every=100, eval_every=8, evaluate=pytest.fail)
+    assert (outcome.step, outcome.samples, outcome.stopped_by) == (8, 64, "SIGTERM")
+    assert load(outcome.checkpoint).step == 8
+
+
+def test_a_signal_while_evaluating_costs_one_more_step(train):
+    def evaluate(model, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    outcome, _ = train(steps=20, eval_every=5, checkpoint_every=100, evaluate=evaluate)
+    assert load(outcome.checkpoint).step == outcome.step == 6
 
 
 def test_signal_handlers_are_restored(train):
