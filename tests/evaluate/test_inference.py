@@ -22,8 +22,8 @@ def test_noise_is_standard_normal():
 
 
 def test_noise_leaves_global_randomness_alone():
-    state = torch.get_rng_state()
-    slot_noise(GaussianInit(2, 2), ["a"], seed=0)
+    init, state = GaussianInit(2, 2), torch.get_rng_state()
+    slot_noise(init, ["a"], seed=0)
     assert torch.equal(state, torch.get_rng_state())
 
 
