@@ -250,12 +250,6 @@ def test_a_signal_while_evaluating_costs_one_more_step(train):
     assert load(outcome.checkpoint).step == outcome.step == 6
 
 
-def test_signal_handlers_are_restored(train):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    train(steps=3)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
 def test_torn_and_later_log_lines_are_dropped_at_a_resume(train, tmp_path, read_log):
     train(steps=10, run=tmp_path / "one", log_every=5)
     train(steps=10, run=tmp_path / "two", log_every=5)
