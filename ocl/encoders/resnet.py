@@ -83,7 +83,8 @@ def _conv(channels: int, outer: int, kernel: int, step: int) -> nn.Conv2d:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """32 groups, or one per channel where there are fewer."""
-    if channels % min(32, channels):
-        raise ConfigError(f"ResNet normalises 32 groups of channels, got base_width {channels}; use a multiple of 32, or less.")
-    return nn.GroupNorm(min(32, channels), channels)
+    """32 groups, or fewer where a group would hold less than two channels and be empty of contrast on a 1 x 1 picture."""
+    groups = max(min(32, channels // 2), 1)
+    if channels % groups:
+        raise ConfigError(f"ResNet normalises {groups} groups of channels, got base_width {channels}; use a power of 2.")
+    return nn.GroupNorm(groups, channels)

@@ -79,7 +79,7 @@ class ViT(Encoder):
             num_patches = pixels.shape[-2] * pixels.shape[-1] // self.patch**2
             options["noise"] = torch.arange(num_patches, device=pixels.device).expand(len(pixels), -1)
         model = self.backbone.module if isinstance(self.backbone, Frozen) else self.backbone
-        tokens: Tensor = model(pixels, **options).last_hidden_state
+        tokens: Tensor = model(pixels.to(next(model.parameters()).dtype), **options).last_hidden_state
         return tokens
 
     def _whole_patches(self, side: int, shorter: int) -> int:

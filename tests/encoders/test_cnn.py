@@ -44,8 +44,8 @@ def test_cnn_sees_colours_from_minus_one_to_one():
     encoder = CNN(width=4, depth=1, position=False)
     torch.nn.init.zeros_(encoder.layers[0].bias)
     assert encoder(torch.full((1, 3, 4, 4), 0.5)).tokens.abs().max() == 0
-    plain = encoder.layers[0]
-    torch.testing.assert_close(plain(encoder.normalise(torch.zeros(1, 3, 4, 4))), -plain(encoder.normalise(torch.ones(1, 3, 4, 4))))
+    black, white = (encoder.layers[0](encoder.normalise(torch.full((1, 3, 4, 4), value))) for value in (0.0, 1.0))
+    torch.testing.assert_close(black, -white)
 
 
 @pytest.mark.parametrize("make", [lambda p: CNN(width=8, position=p), lambda p: ResNet(18, base_width=8, stride=4, position=p)])
@@ -76,7 +76,7 @@ def test_a_cnn_token_sees_only_its_neighbourhood():
         (lambda: CNN(kernel=4), "use 5"),
         (lambda: ResNet(101), "depth of 18, 34 or 50"),
         (lambda: ResNet(stride=2), "stride of 4, 8 or 16"),
-        (lambda: ResNet(base_width=48), "multiple of 32"),
+        (lambda: ResNet(base_width=80), "power of 2"),
     ],
 )
 def test_sizes_that_do_not_exist_are_refused(make, message):

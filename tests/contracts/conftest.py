@@ -1,0 +1,199 @@
+"""One small example of every part and of every named variant, and how each kind of part is called.
+
+A new part joins the contracts by one line in EXAMPLES; `test_registry.py` fails, naming the class, until it has one.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import ocl
+from ocl.decoders import FeatureMLP, PatchMLP, SpatialBroadcast
+from ocl.encoders import CNN, DINO, MAE, DINOv2, DINOv3, ResNet, ViT
+from ocl.interfaces import Decoder, Encoder, Loss, SlotInit, SlotModule
+from ocl.losses import Reconstruction
+from ocl.slots import GaussianInit, LearnedGaussianInit, LearnedInit, SlotAttention
+from ocl.types import Batch, Decoding, Features, Output, Slots, Step
+
+IMAGE_SIZE, GRID, FEATURE_DIM, SLOT_DIM, NUM_SLOTS = 16, (4, 4), 12, 8, 3
+
+
+@dataclass(frozen=True)
+class Example:
+    """kind: the interface. make: folder of a tiny ViT by its kind -> the part. position: depends on the order of its tokens."""
+
+    kind: type
+    name: str
+    make: Callable
+    position: bool = False
+    random: bool = False
+    tiny_vit: Callable | None = None
+
+    def build(self, seed=0):
+        torch.manual_seed(seed)
+        return self.make(self.tiny_vit)
+
+    def inputs(self, batch_size=2, *, device="cpu", dtype=torch.float32, **changes):
+        """Keyword arguments of `run`, the same for every call; `changes` go to the maker of that kind."""
+        generator = torch.Generator().manual_seed(1)
+
+        def draw(*shape):
+            return torch.rand(shape, generator=generator).to(device, dtype)
+
+        return INPUTS[self.kind](batch_size, draw, **changes)
+
+    def run(self, part, inputs):
+        """name -> tensor of everything the part returns."""
+        return RUN[self.kind](part, **inputs)
+
+
+def _encoder_inputs(batch_size, draw, size=(IMAGE_SIZE, IMAGE_SIZE)):
+    return {"image": draw(batch_size, 3, *size)}
+
+
+def _init_inputs(batch_size, draw):
+    return {"noise": draw(batch_size, NUM_SLOTS, SLOT_DIM)}
+
+
+def _module_inputs(batch_size, draw, grid=GRID):
+    tokens = draw(batch_size, grid[0] * grid[1], FEATURE_DIM)
+    return {"tokens": tokens, "init": draw(batch_size, NUM_SLOTS, SLOT_DIM), "grid": grid}
+
+
+def _decoder_inputs(batch_size, draw):
+    return {
+        "vectors": draw(batch_size, NUM_SLOTS, SLOT_DIM),
+        "image": draw(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE),
+        "tokens": draw(batch_size, GRID[0] * GRID[1], FEATURE_DIM),
+        "instances": None,
+    }
+
+
+def _loss_inputs(batch_size, draw):
+    return _decoder_inputs(batch_size, draw) | {"prediction": draw(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)}
+
+
+def _slots(vectors):
+    attn = vectors.new_full((*vectors.shape[:2], GRID[0] * GRID[1]), 1 / vectors.shape[1])
+    return Slots(vectors, attn, GRID)
+
+
+def _run_encoder(part, image):
+    return {"tokens": part(image).tokens}
+
+
+def _run_init(part, noise):
+    return {"slots": part(len(noise), noise=noise)}
+
+
+def _run_module(part, tokens, init, grid):
+    slots = part(Features(tokens, grid), init)
+    return {"vectors": slots.vectors, "attn": slots.attn}
+
+
+def _run_decoder(part, vectors, image, tokens, instances):
+    decoding = part(_slots(vectors), Batch(image, instances), Features(tokens, GRID))
+    found = {"prediction": decoding.prediction, "target": decoding.target, "error": decoding.error(), "masks": decoding.masks}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _run_loss(part, vectors, image, tokens, instances, prediction):
+    output = Output(Features(tokens, GRID), _slots(vectors), Decoding(prediction, image))
+    return {"loss": part(Step(Batch(image, instances), output))}
+
+
+INPUTS = {
+    Encoder: _encoder_inputs,
+    SlotInit: _init_inputs,
+    SlotModule: _module_inputs,
+    Decoder: _decoder_inputs,
+    Loss: _loss_inputs,
+}
+RUN = {Encoder: _run_encoder, SlotInit: _run_init, SlotModule: _run_module, Decoder: _run_decoder, Loss: _run_loss}
+
+
+def _attention(**options):
+    return lambda vit: SlotAttention(FEATURE_DIM, SLOT_DIM, **options)
+
+
+def _broadcast(**options):
+    return lambda vit: SpatialBroadcast(SLOT_DIM, image_size=IMAGE_SIZE, width=4, **options)
+
+
+EXAMPLES = [
+    Example(Encoder, "CNN", lambda vit: CNN(width=8)),
+    Example(Encoder, "CNN-strided", lambda vit: CNN(width=8, stride=4, position=False)),
+    Example(Encoder, "ResNet", lambda vit: ResNet(18, base_width=4, stride=4)),
+    Example(Encoder, "ResNet-bottleneck", lambda vit: ResNet(50, stride=4, position=False)),
+    Example(Encoder, "ViT", lambda vit: ViT(str(vit("dinov2")), trainable=True)),
+    Example(Encoder, "ViT-registers", lambda vit: ViT(str(vit("dinov2_registers")), layer=1, trainable=True)),
+    Example(Encoder, "ViT-clip", lambda vit: ViT(str(vit("clip")), image_size=24)),
+    Example(Encoder, "ViT-siglip", lambda vit: ViT(str(vit("siglip")))),
+    Example(Encoder, "DINOv2", lambda vit: DINOv2(weights=str(vit("dinov2")))),
+    Example(Encoder, "DINOv3", lambda vit: DINOv3(weights=str(vit("dinov3")))),
+    Example(Encoder, "DINO", lambda vit: DINO(weights=str(vit("dino")))),
+    Example(Encoder, "MAE", lambda vit: MAE(weights=str(vit("mae")))),
+    Example(SlotInit, "GaussianInit", lambda vit: GaussianInit(NUM_SLOTS, SLOT_DIM), random=True),
+    Example(SlotInit, "LearnedInit", lambda vit: LearnedInit(NUM_SLOTS, SLOT_DIM)),
+    Example(SlotInit, "LearnedGaussianInit", lambda vit: LearnedGaussianInit(NUM_SLOTS, SLOT_DIM), random=True),
+    Example(SlotModule, "SlotAttention", _attention()),
+    Example(SlotModule, "SlotAttention-plain", _attention(form="plain")),
+    Example(SlotModule, "SlotAttention-heads", _attention(num_heads=2, scale="head", mlp_dim=5)),
+    Example(SlotModule, "SlotAttention-denominator", _attention(eps_on="denominator", gru_state="normalised")),
+    Example(SlotModule, "SlotAttention-position", _attention(position=True, input_mlp=True, out_dim=5), position=True),
+    Example(SlotModule, "SlotAttention-bilevel", _attention(gradient="bilevel")),
+    Example(SlotModule, "SlotAttention-implicit", _attention(gradient="implicit", num_iterations=1)),
+    Example(Decoder, "SpatialBroadcast", _broadcast(grid=4)),
+    Example(Decoder, "SpatialBroadcast-patches", _broadcast(grid=2, patch=4)),
+    Example(Decoder, "PatchMLP", lambda vit: PatchMLP(SLOT_DIM, image_size=IMAGE_SIZE, patch=4, hidden_dim=16)),
+    Example(Decoder, "FeatureMLP", lambda vit: FeatureMLP(SLOT_DIM, FEATURE_DIM, grid=GRID, hidden_dim=16, depth=2)),
+    Example(Decoder, "FeatureMLP-other-grid", lambda vit: FeatureMLP(SLOT_DIM, FEATURE_DIM, grid=(3, 2), hidden_dim=16)),
+    Example(Loss, "Reconstruction", lambda vit: Reconstruction(weight=0.5)),
+]
+
+
+# fixture of a test -> the examples it runs with
+CHOSEN = {
+    "example": EXAMPLES,
+    "per_image": [example for example in EXAMPLES if example.kind is not Loss],  # a loss may compare images of one batch
+    "plain": [example for example in EXAMPLES if "-" not in example.name],  # the first of each class
+    "representative": [example for example in EXAMPLES if example.name in ("CNN", "SlotAttention", "SpatialBroadcast")],
+    "encoder": [example for example in EXAMPLES if example.kind is Encoder],
+    "slot_init": [example for example in EXAMPLES if example.kind is SlotInit],
+    "random_init": [example for example in EXAMPLES if example.random],
+    "slot_module": [example for example in EXAMPLES if example.kind is SlotModule],
+    "decoder": [example for example in EXAMPLES if example.kind is Decoder],
+    "loss": [example for example in EXAMPLES if example.kind is Loss],
+}
+
+
+def pytest_generate_tests(metafunc):
+    for name in CHOSEN.keys() & set(metafunc.fixturenames):
+        metafunc.parametrize(name, CHOSEN[name], ids=[example.name for example in CHOSEN[name]], indirect=True)
+
+
+def _bind(request, tiny_vit):
+    return replace(request.param, tiny_vit=tiny_vit)
+
+
+for _name in CHOSEN:
+    globals()[f"_{_name}"] = pytest.fixture(name=_name)(_bind)
+
+
+@pytest.fixture(scope="session")
+def example_names():
+    """Names of the classes that have an example."""
+    return {example.name.split("-")[0] for example in EXAMPLES}
+
+
+@pytest.fixture(scope="session")
+def ocl_classes():
+    """Every class that is defined in the package, after importing all of it."""
+    modules = [importlib.import_module(found.name) for found in pkgutil.walk_packages(ocl.__path__, "ocl.")]
+    found = {value for module in modules for value in vars(module).values() if inspect.isclass(value)}
+    return sorted((value for value in found if value.__module__.startswith("ocl.")), key=lambda value: value.__qualname__)
