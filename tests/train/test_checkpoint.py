@@ -17,14 +17,18 @@ from ocl.train import LocalEngine, Training, checkpoint, load_model
 from ocl.train.files import read_tensors, write_tensors
 
 
-@pytest.fixture
-def trained(tmp_path, program):
-    """A finished run of ten steps, with checkpoints at 5 and 10."""
-    run = tmp_path / "run"
-    run.mkdir()
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, program):
+    run = tmp_path_factory.mktemp("finished")
     (run / "config.yaml").write_text("seed: 3\n")
     program.train(run, program.training(steps=10))
     return run
+
+
+@pytest.fixture
+def trained(tmp_path, finished):
+    """A finished run of ten steps, with checkpoints at 5 and 10, to be spoilt."""
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def save(run, step, keep=2, size=10):
