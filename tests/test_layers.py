@@ -99,7 +99,9 @@ def test_the_vocabulary_needs_torch_and_the_standard_library_only(path):
 
 def loaded_by(statement):
     code = f"import sys; {statement}; print(' '.join(sys.modules)); import torch; assert not torch.cuda.is_initialized()"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
 
 
 def test_importing_ocl_is_light():

@@ -50,6 +50,8 @@ class ViT(Encoder):
         local_files_only: bool | None = None,
     ) -> None:
         super().__init__()
+        if image_size is not None and image_size < 1:
+            raise ConfigError(f"ViT needs an image_size of at least 1, got {image_size}; None keeps the size of the image.")
         model, config, statistics = _load(weights, local_files_only)
         if layer is not None:
             _cut(model, config, layer)

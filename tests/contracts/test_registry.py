@@ -2,6 +2,7 @@
 
 import inspect
 
+import jsonargparse
 import pytest
 from torch import nn
 
@@ -44,11 +45,28 @@ def test_only_abstract_classes_and_errors_are_extended(ocl_classes):
     assert [base for base in extended if not inspect.isabstract(base) and not issubclass(base, Exception)] == []
 
 
+def test_every_part_is_built_by_its_short_name(parts):
+    """The way of configs and the command line; every required argument here is a width, a count or a name."""
+    for part in parts:
+        kind = next(kind for kind in INTERFACES if issubclass(part, kind))
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_argument("--part", type=kind)
+        required = [parameter.name for parameter in arguments(part) if parameter.default is parameter.empty]
+        words = [f"--part={part.__name__}", *(f"--part.{name}=8" for name in required)]
+        assert parser.parse_args(words).part.class_path.endswith(f".{part.__name__}")
+        with pytest.raises(jsonargparse.ArgumentError, match="stranger"):
+            parser.parse_args([*words, "--part.stranger=1"])
+
+
+def arguments(part):
+    return list(inspect.signature(part.__init__).parameters.values())[1:]
+
+
 def test_constructors_are_typed_and_explain_every_argument(parts):
     """jsonargparse makes the command line and its help from them."""
     unexplained = []
     for part in parts:
-        for parameter in list(inspect.signature(part.__init__).parameters.values())[1:]:
+        for parameter in arguments(part):
             plain = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
             explained = f"        {parameter.name}: " in (part.__doc__ or "")
             if not (plain and explained and parameter.annotation is not parameter.empty):

@@ -114,6 +114,19 @@ def test_a_folder_s_own_statistics_are_used(tiny_vit, tmp_path, tolerance):
     torch.testing.assert_close(encoder.normalise.std.flatten(), torch.tensor([0.4, 0.5, 0.6]))
 
 
+def test_a_model_for_plain_pixels_gets_plain_pixels(tiny_vit, tmp_path):
+    folder = tmp_path / "vit"
+    shutil.copytree(tiny_vit("dinov2"), folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False, "image_mean": [9, 9, 9]}))
+    image = torch.rand(1, 3, 48, 48)
+    torch.testing.assert_close(ViT(str(folder)).normalise(image), image, rtol=0, atol=0)
+
+
+def test_an_image_without_pixels_cannot_be_asked_for(tiny_vit):
+    with pytest.raises(ConfigError, match="at least 1"):
+        ViT(str(tiny_vit("dinov2")), image_size=0)
+
+
 def test_a_damaged_preprocessor_file_is_refused(tiny_vit, tmp_path):
     folder = tmp_path / "vit"
     shutil.copytree(tiny_vit("dinov2"), folder)
