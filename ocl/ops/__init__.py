@@ -1,1 +1,7 @@
+"""Functions on tensors, each with a readable reference and, where it was built, a compiled implementation."""
 
+from ocl.ops._library import active_backend, backend, native_summary
+from ocl.ops.label_contingency import label_contingency
+from ocl.ops.slot_attention import slot_attention
+
+__all__ = ["active_backend", "backend", "label_contingency", "native_summary", "slot_attention"]
