@@ -1,6 +1,9 @@
 """What can go wrong because of what a user passed. Each message says: place, rule, what came, way out."""
 
 
+from __future__ import annotations
+
+
 class OCLError(ValueError):
     """Base of every user error of this package; a plain `ValueError` for callers that do not know us."""
 
@@ -30,3 +33,7 @@ class MissingExtra(OCLError, ImportError):
 
     def __init__(self, purpose: str, package: str, extra: str) -> None:
         super().__init__(f'{purpose} need {package}; run: pip install "ocl[{extra}]"')
+        self._needs = (purpose, package, extra)
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str, str]]:
+        return type(self), self._needs  # data workers send their errors to the main process

@@ -135,9 +135,8 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.prediction.shape != self.target.shape:
-            raise ShapeError(
-                f"Decoding needs prediction and target of one shape, got {list(self.prediction.shape)} and {list(self.target.shape)}."
-            )
+            shapes = f"{list(self.prediction.shape)} and {list(self.target.shape)}"
+            raise ShapeError(f"Decoding needs prediction and target of one shape, got {shapes}.")
 
     def error(self) -> Tensor:
         """Mean squared error of each image, [B], in float32 or wider."""

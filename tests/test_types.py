@@ -1,9 +1,11 @@
 """Values check themselves when they are made, and say how to mend what came."""
 
+import pickle
+
 import pytest
 import torch
 
-from ocl.errors import OCLError, RangeError, ShapeError
+from ocl.errors import MissingExtra, OCLError, RangeError, ShapeError
 from ocl.types import Batch, Decoding, Features, Slots
 
 IMAGE = torch.rand(2, 3, 4, 4)
@@ -58,3 +60,8 @@ def test_user_errors_are_value_errors():
 
 def test_empty_batch_is_a_batch():
     assert len(Batch(torch.zeros(0, 3, 4, 4))) == 0
+
+
+def test_missing_extra_says_how_to_install_it_and_survives_a_data_worker():
+    error = pickle.loads(pickle.dumps(MissingExtra("Stable Diffusion parts", "diffusers", "diffusion")))
+    assert str(error) == 'Stable Diffusion parts need diffusers; run: pip install "ocl[diffusion]"'

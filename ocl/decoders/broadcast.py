@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ocl.errors import ConfigError, ShapeError
 from ocl.interfaces import Decoder
+from ocl.nn.mlp import he_
 from ocl.nn.positions import CoordinateCode
 from ocl.types import Batch, Decoding, Features, Slots
 
@@ -23,15 +24,23 @@ class SpatialBroadcast(Decoder):
         slot_dim: width of a slot.
         image_size: side of the square image to draw; grid * patch * 2^n.
         grid: side of the grid that a slot is repeated over.
-        patch: side of the square of pixels that the last convolution draws at each place. 1 is the published decoder; 4 from
-            a grid a quarter of the image does all other work at low resolution and is several times faster on a CPU.
+        patch: side of the square of pixels that the last convolution draws at each place. 1 is the published decoder;
+            4 from a grid a quarter of the image does all other work at low resolution and is several times faster.
         width: channels of the convolutions.
         kernel: side of the convolution kernels (odd).
         refine: convolutions after the last doubling, before the one that draws.
     """
 
     def __init__(
-        self, slot_dim: int, *, image_size: int = 64, grid: int = 8, patch: int = 1, width: int = 64, kernel: int = 5, refine: int = 1
+        self,
+        slot_dim: int,
+        *,
+        image_size: int = 64,
+        grid: int = 8,
+        patch: int = 1,
+        width: int = 64,
+        kernel: int = 5,
+        refine: int = 1,
     ) -> None:
         super().__init__()
         doublings = (image_size // (grid * patch)).bit_length() - 1
@@ -46,9 +55,11 @@ class SpatialBroadcast(Decoder):
         layers: list[nn.Module] = []
         for index, (before, after) in enumerate(pairwise(widths)):
             if index < doublings:
-                layers.append(nn.ConvTranspose2d(before, after, kernel, stride=2, padding=kernel // 2, output_padding=1))
+                layers.append(
+                    nn.ConvTranspose2d(before, after, kernel, stride=2, padding=kernel // 2, output_padding=1)
+                )
             else:
-                layers.append(nn.Conv2d(before, after, kernel, padding=kernel // 2))
+                layers.append(he_(nn.Conv2d(before, after, kernel, padding=kernel // 2)))
             layers.append(nn.ReLU())
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 4 * patch**2, 3, padding=1), nn.PixelShuffle(patch))
 

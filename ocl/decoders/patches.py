@@ -39,7 +39,7 @@ class PatchMLP(Decoder):
             raise ConfigError(f"PatchMLP needs image_size divisible by patch, got {image_size} and {patch}.")
         self.slot_dim, self.image_size, self.patch = slot_dim, image_size, patch
         self.grid = (image_size // patch, image_size // patch)
-        self.position = LearnedCode(slot_dim, self.grid)
+        self.position = LearnedCode(slot_dim, self.grid, std=1.0)
         self.layers = mlp(slot_dim, hidden_dim, 4 * patch**2, depth=depth)
 
     def forward(self, slots: Slots, batch: Batch, features: Features) -> Decoding:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ocl.errors import ConfigError
 from ocl.interfaces import Encoder
+from ocl.nn.mlp import he_
 from ocl.nn.normalise import SIGNED, Normalise
 from ocl.nn.positions import CoordinateCode
 from ocl.types import Features
@@ -41,7 +42,7 @@ class CNN(Encoder):
         layers: list[nn.Module] = []
         for index in range(depth):
             step = 2 if index < halvings else 1
-            layers += [nn.Conv2d(width if index else 3, width, kernel, stride=step, padding=kernel // 2), nn.ReLU()]
+            layers += [he_(nn.Conv2d(width if index else 3, width, kernel, stride=step, padding=kernel // 2)), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.position = CoordinateCode(width) if position else None
 

@@ -31,15 +31,19 @@ class CoordinateCode(nn.Module):
 
 @final
 class LearnedCode(nn.Module):
-    """One learned vector per cell of `grid`; other grids read it by bicubic interpolation. forward(grid) -> [1, h * w, width]."""
+    """One learned vector per cell of `grid`; other grids read it by bicubic interpolation. forward(grid) -> [1, h * w, width].
 
-    def __init__(self, width: int, grid: tuple[int, int]) -> None:
+    std: of the initial vectors; None is width^-1/2 (DINOSAUR).
+    """
+
+    def __init__(self, width: int, grid: tuple[int, int], *, std: float | None = None) -> None:
         super().__init__()
         self.grid = tuple(grid)
-        self.table = nn.Parameter(torch.randn(1, grid[0] * grid[1], width) * 0.02)
+        self.table = nn.Parameter(torch.randn(1, grid[0] * grid[1], width) * (width**-0.5 if std is None else std))
 
     def forward(self, grid: tuple[int, int]) -> Tensor:
         if grid == self.grid:
             return self.table
-        picture = self.table.transpose(1, 2).unflatten(-1, self.grid)
-        return F.interpolate(picture, size=grid, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+        picture = self.table.float().transpose(1, 2).unflatten(-1, self.grid)  # half precision has no bicubic kernel on a CPU
+        resized = F.interpolate(picture, size=grid, mode="bicubic", antialias=True)
+        return resized.flatten(2).transpose(1, 2).to(self.table.dtype)

@@ -23,7 +23,7 @@ def slot_attention(
     sum only. scale: default 1 / sqrt(D). Raises ShapeError where the sizes of B, H, N or D disagree.
     """
     _check_shapes(query, key, value)
-    batch, heads, num_slots, width = query.shape
+    _, heads, num_slots, width = query.shape
     logits = (query * (width**-0.5 if scale is None else scale)) @ key.transpose(-1, -2)
     attn = at_least_float32(logits).flatten(1, 2).softmax(dim=1).unflatten(1, (heads, num_slots))
     if eps_on == "weights":

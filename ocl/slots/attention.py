@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ocl.errors import ConfigError, ShapeError
 from ocl.interfaces import SlotModule
-from ocl.nn.mlp import mlp
+from ocl.nn.mlp import glorot_, mlp
 from ocl.nn.positions import CoordinateCode
 from ocl.ops.slot_attention import EpsOn, slot_attention
 from ocl.types import Features, Slots
@@ -70,9 +70,9 @@ class SlotAttention(SlotModule):
         self.input = nn.Sequential(nn.LayerNorm(feature_dim), mlp(feature_dim, feature_dim, feature_dim)) if input_mlp else None
         self.norm_features = nn.LayerNorm(feature_dim)
         self.norm_slots = nn.LayerNorm(slot_dim)
-        self.to_q = nn.Linear(slot_dim, slot_dim, bias=False)
-        self.to_k = nn.Linear(feature_dim, slot_dim, bias=False)
-        self.to_v = nn.Linear(feature_dim, slot_dim, bias=False)
+        self.to_q = glorot_(nn.Linear(slot_dim, slot_dim, bias=False))
+        self.to_k = glorot_(nn.Linear(feature_dim, slot_dim, bias=False))
+        self.to_v = glorot_(nn.Linear(feature_dim, slot_dim, bias=False))
         self.gru = nn.GRUCell(slot_dim, slot_dim)
         self.norm_mlp = nn.LayerNorm(slot_dim)
         self.mlp = mlp(slot_dim, mlp_dim or slot_dim, slot_dim)

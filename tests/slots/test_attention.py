@@ -130,7 +130,7 @@ def test_learned_start_trains_under_bilevel():
 
 def test_wrong_feature_width_names_the_way_out():
     features, init = example()
-    with pytest.raises(ShapeError, match="features of width 16.*feature_dim=10"):
+    with pytest.raises(ShapeError, match=r"features of width 16.*feature_dim=10"):
         SlotAttention(16, SLOT_DIM).double()(features, init)
 
 

@@ -1,0 +1,155 @@
+"""What an experiment is made of, read from YAML and the command line. The typed constructors of the parts are the schema.
+
+A name in a config is only ever looked up inside `ocl`, or inside a package that the user named with `--import`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+import ocl.encoders
+import ocl.models
+from ocl.data import Dataset, Scenes
+from ocl.errors import ConfigError
+from ocl.interfaces import Loss
+from ocl.losses import Reconstruction
+from ocl.models import SlotAutoencoder
+from ocl.train import Training
+
+CONFIG = "config.yaml"
+_DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+_FLAGS = ("--print_config", "--help")
+_PARTS = ("ocl.data", "ocl.decoders", "ocl.encoders", "ocl.losses", "ocl.models", "ocl.slots")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Parts that were built from a config, and the resolved config itself as YAML text."""
+
+    model: SlotAutoencoder
+    data: Dataset
+    held_out: Dataset | None
+    losses: tuple[Loss, ...]
+    training: Training
+    text: str
+
+
+def experiment_parser(prog: str) -> ArgumentParser:
+    """A parser whose options are the parts of an experiment; `--config`, `--print_config` and dotted overrides included."""
+    parser = ArgumentParser(prog=prog, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a YAML file, such as configs/slot_attention/scenes.yaml")
+    parser.add_argument("--model", type=SlotAutoencoder, required=True, help="a builder of ocl.models, or SlotAutoencoder")
+    parser.add_argument("--data", type=Dataset, default={"class_path": _path(Scenes)}, help="what to train on")
+    parser.add_argument("--held_out", type=Dataset | None, default=None, help="what to score during training; null for nothing")
+    parser.add_argument("--losses", type=list[Loss], default=[{"class_path": _path(Reconstruction)}], help="their sum is minimised")
+    parser.add_argument("--training", type=Training, default=Training(), help="steps, batch, optimizer, precision, what is written")
+    return parser
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str], *, packages: Sequence[str] = ()) -> Namespace:
+    """Command line -> checked configuration; nothing is built. Raises ConfigError with the key at fault."""
+    try:
+        return parser.parse_args(list(_expand(argv, packages)))
+    except ConfigError:
+        raise
+    except Exception as error:  # jsonargparse has no common error class of its own
+        raise ConfigError(f"{parser.prog}: {_one_message(error)}") from error
+
+
+def build(parser: ArgumentParser, config: Namespace, *, device: str = "cpu") -> Experiment:
+    """Configuration -> parts, with weights that follow from training.seed. On device "meta" no weight is read or made."""
+    text = parser.dump(config.clone(), skip_none=False)
+    torch.manual_seed(config.training.seed)
+    with torch.device(device):
+        parts = parser.instantiate(config)
+    return Experiment(
+        model=parts.model, data=parts.data, held_out=parts.held_out, losses=tuple(parts.losses), training=parts.training, text=text
+    )
+
+
+def read_run(run: Path, *, packages: Sequence[str] = (), device: str = "cpu", overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment that a run folder, or a checkpoint in it, was trained with, freshly built (weights not loaded)."""
+    path = run / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{path} is missing; pass a run folder that `ocl train` wrote.")
+    parser = experiment_parser("ocl")
+    return build(parser, parse(parser, ["--config", str(path), *overrides], packages=packages), device=device)
+
+
+def load_parts(packages: Sequence[str]) -> None:
+    """Import our parts, and the user's packages, so that configs can name their classes without a path."""
+    for name in _PARTS:
+        importlib.import_module(name)
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"--import {name}: {error}; put the package's parent folder on PYTHONPATH.") from error
+
+
+def _expand(argv: Sequence[str], packages: Sequence[str]) -> Iterator[str]:
+    """Read config files ourselves, so that names are checked before anything is imported, and complete builders' short names."""
+    load_parts(packages)
+    words = iter(argv)
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not key.startswith("--") or key in _FLAGS:
+            yield word
+            continue
+        if not separator:
+            value = next(words, "")
+        if key == "--config":
+            value = yaml.safe_dump(_checked(_read_yaml(Path(value)), packages, value), sort_keys=False)
+        elif value.lstrip().startswith(("{", "[")):
+            value = yaml.safe_dump(_checked(yaml.safe_load(value), packages, key), default_flow_style=True)
+        else:
+            value = _checked(value, packages, key)
+        yield f"{key}={value}"
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {os.strerror(error.errno or 0)}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {_one_message(error)}") from error
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise ConfigError(f"{path} must hold keys and values, got {kind}; see configs/slot_attention/scenes.yaml.")
+    return content
+
+
+def _checked(value: Any, packages: Sequence[str], place: str) -> Any:
+    """The same values, builders' short names completed. Raises ConfigError at a string that could name foreign code."""
+    if isinstance(value, Mapping):
+        return {key: _checked(item, packages, f"{place}: {key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_checked(item, packages, place) for item in value]
+    if isinstance(value, str):
+        package = value.partition(".")[0]
+        if _DOTTED_NAME.fullmatch(value) and package not in {"ocl", *(name.partition(".")[0] for name in packages)}:
+            raise ConfigError(
+                f"{place}: {value} is not part of ocl; if you trust that package, pass --import {package}; "
+                f"if it is a file, write ./{value}."
+            )
+        return f"ocl.models.{value}" if value in ocl.models.__all__ else value
+    return value
+
+
+def _path(part: type) -> str:
+    return f"{part.__module__}.{part.__qualname__}"
+
+
+def _one_message(error: BaseException) -> str:
+    return " ".join(str(error).split())

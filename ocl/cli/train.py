@@ -1,0 +1,79 @@
+"""`ocl train`: a config -> a run folder. `ocl train --run RUN --resume` goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ocl.cli import experiment as experiments
+from ocl.cli.experiment import CONFIG, Experiment
+from ocl.cli.options import add_device, command, device
+from ocl.cli.scoring import held_out_evaluation
+from ocl.data.loader import batches
+from ocl.errors import CheckpointError, ConfigError
+from ocl.train import LocalEngine, Outcome, fit
+from ocl.train.files import replace_text
+
+FREE_TO_CHANGE = frozenset(
+    f"training.{name}"
+    for name in ("steps", "workers", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile")
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    options = command("train", "Train a model. Further options are those of the config: see `ocl train --print_config`.")
+    options.add_argument("--run", type=Path, help="folder to write into; made if it is not there")
+    options.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
+    add_device(options)
+    known, words = options.parse_known_args(argv)
+    parser = experiments.experiment_parser("ocl train")
+    if known.resume and known.run is not None and not any(word.startswith("--config") for word in words):
+        words = ["--config", str(known.run / CONFIG), *words]
+    config = experiments.parse(parser, words, packages=known.packages)
+    if known.run is None:
+        raise ConfigError("ocl train needs --run FOLDER, the folder to write checkpoints, logs and panels into.")
+    outcome = train(experiments.build(parser, config), known.run, resume=known.resume, on=known.device)
+    print(f"{outcome.checkpoint}: {outcome.step} steps, {outcome.samples} samples")
+    return 0 if outcome.stopped_by is None else 130
+
+
+def train(experiment: Experiment, run: Path, *, resume: bool = False, on: str = "auto") -> Outcome:
+    """Train into `run`, scoring held-out images on the way. Raises CheckpointError where `run` belongs to another config."""
+    _claim(run, experiment.text, resume=resume)
+    training, data = experiment.training, experiment.data
+    place = device(on)
+    return fit(
+        LocalEngine(experiment.model, training, device=place),
+        experiment.losses,
+        lambda start: batches(data, batch_size=training.batch_size, seed=training.seed, start=start, workers=training.workers),
+        training,
+        run=run,
+        evaluate=held_out_evaluation(experiment, run, place),
+        resume=resume,
+    )
+
+
+def _claim(run: Path, text: str, *, resume: bool) -> None:
+    """Write the resolved config into a new run, or see that it is the one the run was started with."""
+    path = run / CONFIG
+    if path.exists() and not resume:
+        raise CheckpointError(f"{run} already holds a run; pass --resume to go on with it, or another --run folder.")
+    if path.exists():
+        changed = sorted(_changed(yaml.safe_load(path.read_text()), yaml.safe_load(text)) - FREE_TO_CHANGE)
+        if changed:
+            raise CheckpointError(
+                f"{run} was started with another config: {', '.join(changed[:5])} differ; "
+                f"resume with {path}, or start a new run."
+            )
+    run.mkdir(parents=True, exist_ok=True)
+    replace_text(path, text)
+
+
+def _changed(old: Any, new: Any, name: str = "") -> set[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = old.keys() | new.keys()
+        return {place for key in keys for place in _changed(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))}
+    return set() if old == new else {name}
