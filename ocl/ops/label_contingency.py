@@ -61,7 +61,7 @@ def _(pred: Tensor, true: Tensor, ignore: Tensor | None, num_pred: int, num_true
 @contingency_op.register_kernel("cpu")
 def _(pred: Tensor, true: Tensor, ignore: Tensor | None, num_pred: int, num_true: int) -> Tensor:
     module = _library.native()
-    if not _choose_fused() or module is None:
+    if not _choose_fused(pred.device) or module is None:
         return reference(pred, true, ignore, num_pred, num_true)
     check_table_size(len(pred), num_pred, num_true)
     pred, true = _compiled_dtype(pred), _compiled_dtype(true)
@@ -76,7 +76,7 @@ def _(pred: Tensor, true: Tensor, ignore: Tensor | None, num_pred: int, num_true
 def label_range(labels: Tensor, ignore: Tensor | None = None) -> tuple[int, int]:
     """(smallest, largest) label outside `ignore`; (0, -1) where no pixel counts. Waits for the device."""
     module = _library.native()
-    if labels.device.type == "cpu" and _choose_fused() and module is not None:
+    if _choose_fused(labels.device) and module is not None:
         mask = None if ignore is None else ignore.contiguous().numpy()
         low, high = module.label_range(_compiled_dtype(labels).numpy(), mask)
         return low, high
@@ -128,9 +128,13 @@ def check_table_size(num_images: int, num_pred: int, num_true: int) -> None:
         )
 
 
-def _choose_fused() -> bool:
-    missing = "ocl._native is not built; with a C++ compiler run: pip install --no-build-isolation -e ."
-    return _library.choose_fused("label_contingency", available=_library.native() is not None, missing=missing)
+def _choose_fused(device: torch.device) -> bool:
+    if device.type == "cpu":
+        missing = "ocl._native is not built; with a C++ compiler run: pip install --no-build-isolation -e ."
+    else:
+        missing = f"there is no compiled implementation for {device.type} tensors"
+    available = device.type == "cpu" and _library.native() is not None
+    return _library.choose_fused("label_contingency", available=available, missing=missing)
 
 
 def _compiled_dtype(labels: Tensor) -> Tensor:
