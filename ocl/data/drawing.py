@@ -49,22 +49,23 @@ class Light:
 
 
 def paint(canvas: Array, solids: Sequence[Solid], light: Light) -> tuple[Array, list[float]]:
-    """Paint solids, the first one farthest back, onto canvas, float32 [H, H, 3], in place.
+    """Paint solids, the first one farthest back, onto canvas, float32 [3, H, H], in place.
 
     Returns labels int32 [H, H] (0 where none, else 1 + index of the front-most solid at the pixel's centre) and for each
     solid the fraction of its own pixels that is visible (0 where it has none).
     """
-    size = canvas.shape[0]
+    size = canvas.shape[-1]
     labels = np.zeros((size, size), dtype=np.int32)
     areas = []
     for number, solid in enumerate(solids, start=1):
         rows, columns, x, y = _window(size, solid)
         distance = _distance(solid, x, y)
-        _cast_shadow(canvas[rows, columns], distance, solid.radius, light, size)
+        patch = canvas[:, rows, columns]
+        _cast_shadow(patch, distance, solid.radius, light, size)
         lit = _shade(solid, distance, x, y, light)
-        cover = np.clip(0.5 - distance * (solid.radius * size), 0, 1)[..., None]
-        patch = canvas[rows, columns]
-        patch += cover * (lit - patch)
+        lit -= patch
+        lit *= _unit(0.5 - distance * (solid.radius * size))
+        patch += lit
         inside = distance < 0
         labels[rows, columns][inside] = number
         areas.append(int(np.count_nonzero(inside)))
@@ -73,9 +74,9 @@ def paint(canvas: Array, solids: Sequence[Solid], light: Light) -> tuple[Array, 
 
 
 def blotches(size: int, field: Array) -> Array:
-    """A small random field [n, n] or [n, n, C], smoothly enlarged to [size, size(, C)]."""
+    """A small random field [n, n], smoothly enlarged to [size, size]."""
     weights = _enlarging(field.shape[0], size)
-    return np.ascontiguousarray(np.einsum("ai,ij...->aj...", weights, np.einsum("bj,ij...->ib...", weights, field)))
+    return weights @ field @ weights.T
 
 
 @lru_cache(maxsize=16)
@@ -83,6 +84,12 @@ def centres(size: int) -> tuple[Array, Array]:
     """Pixel centres x [1, size], y [size, 1] in (0, 1), float32."""
     line = (np.arange(size, dtype=np.float32) + 0.5) / size
     return line[None, :], line[:, None]
+
+
+def _unit(values: Array) -> Array:
+    """Clip a temporary to [0, 1] in place."""
+    np.maximum(values, 0, out=values)
+    return np.minimum(values, 1, out=values)
 
 
 def _window(size: int, solid: Solid) -> tuple[slice, slice, Array, Array]:
@@ -104,34 +111,51 @@ def _distance(solid: Solid, x: Array, y: Array) -> Array:
 def _cast_shadow(patch: Array, distance: Array, radius: float, light: Light, size: int) -> None:
     """Darken the ground away from the light: the outline, shifted and blurred over its distance."""
     right, down = (-round(SHADOW_REACH * 0.7 * radius * size * part) for part in light.direction[:2])
-    shade = np.clip(0.62 - distance / SHADOW_REACH, 0, 1)
+    shade = _unit(0.62 - distance / SHADOW_REACH)
     shade *= shade * _SHADOW_DEPTH
-    to, source = zip(*(_shifted(length, step) for length, step in zip(distance.shape, (down, right), strict=True)), strict=True)
-    patch[to] *= 1 - shade[source][..., None]
+    (to_rows, from_rows), (to_columns, from_columns) = (
+        _shifted(length, step) for length, step in zip(distance.shape, (down, right), strict=True)
+    )
+    patch[:, to_rows, to_columns] *= 1 - shade[from_rows, from_columns]
 
 
 def _shifted(length: int, step: int) -> tuple[slice, slice]:
+    """Where a line of pixels moves by `step`: the part it lands on, and the part of it that lands there."""
     return slice(max(step, 0), length + min(step, 0)), slice(max(-step, 0), length - max(step, 0))
 
 
 def _shade(solid: Solid, distance: Array, x: Array, y: Array, light: Light) -> Array:
-    depth = np.clip(1 + distance, 0, 1)  # 0 one radius inside, 1 at the outline
+    """The solid's lit surface, [3, rows, columns]."""
+    depth = _unit(1 + distance)  # 0 one radius inside, 1 at the outline
     height = np.sqrt(np.maximum(1 - depth * depth, 0))
-    slope_y, slope_x = np.gradient(height)
     per_pixel = np.float32(1 / np.hypot(x[0, 1] - x[0, 0], y[0, 1] - y[0, 0]))  # a window is never a single column
-    slope_x, slope_y = np.clip(slope_x * per_pixel, -4, 4), np.clip(slope_y * per_pixel, -4, 4)
-    length = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)
+    slope_y, slope_x = _slope(height, per_pixel), _slope(height.T, per_pixel).T
+    length = 1 / np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
     lx, ly, lz = (np.float32(part) for part in light.direction)
-    facing = np.maximum((lz - slope_x * lx - slope_y * ly) * length, 0)
-    albedo = _albedo(solid, x, y)
-    lit = albedo * (light.ambient + (1.15 - light.ambient) * facing)[..., None]
+    facing = (lz - slope_x * lx - slope_y * ly) * length
+    np.maximum(facing, 0, out=facing)
+    lit = _albedo(solid, x, y) * (light.ambient + (1.15 - light.ambient) * facing)
     if solid.gloss:
-        lit += (solid.gloss * np.maximum(facing, 0) ** 24)[..., None]
+        eighth = np.square(np.square(np.square(facing)))
+        lit += solid.gloss * (eighth * eighth * eighth)
     return lit
 
 
+def _slope(height: Array, per_pixel: np.float32) -> Array:
+    """Central differences down the rows, one-sided at the border, at most 4 so that rims stay lit."""
+    slope = np.empty_like(height)
+    np.subtract(height[2:], height[:-2], out=slope[1:-1])
+    slope[1:-1] *= 0.5
+    np.subtract(height[1], height[0], out=slope[0])
+    np.subtract(height[-1], height[-2], out=slope[-1])
+    slope *= per_pixel
+    np.maximum(slope, -4, out=slope)
+    return np.minimum(slope, 4, out=slope)
+
+
 def _albedo(solid: Solid, x: Array, y: Array) -> Array:
-    first, second = np.float32(solid.colour), np.float32(solid.second)
+    """The solid's own colour, [3, rows, columns] or [3, 1, 1]."""
+    first, second = np.array([solid.colour, solid.second], dtype=np.float32)[..., None, None]
     if solid.texture == "plain":
         return first
     if solid.texture == "stripes":
@@ -142,14 +166,13 @@ def _albedo(solid: Solid, x: Array, y: Array) -> Array:
         share = 0.5 + 0.5 * np.tanh(4 * (np.sin(solid.frequency * x) * np.sin(solid.frequency * y) - 0.35))
     else:
         share = _sample(solid.grain, x, y)
-    return first + share.astype(np.float32, copy=False)[..., None] * (second - first)
+    return first + share * (second - first)
 
 
 def _sample(field: Array, x: Array, y: Array) -> Array:
     """The nearest cell of a small field, which spans the object's frame [-1.2, 1.2]."""
     cells = field.shape[0]
-    column = np.clip(((x + 1.2) * (cells / 2.4)).astype(np.int32), 0, cells - 1)
-    row = np.clip(((y + 1.2) * (cells / 2.4)).astype(np.int32), 0, cells - 1)
+    column, row = (np.clip(((place + 1.2) * (cells / 2.4)).astype(np.int32), 0, cells - 1) for place in (x, y))
     return field[row, column]
 
 

@@ -115,7 +115,7 @@ class Scenes(Dataset):
         for _ in range(40 * wanted):
             if len(found) == wanted:
                 break
-            size = str(random.choice(list(SIZES)))
+            size = _pick(random, tuple(SIZES))
             radius = float(random.uniform(*SIZES[size])) * crowded
             x, y = (float(place) for place in random.uniform(radius * 0.9, 1 - radius * 0.9, 2))
             if all(np.hypot(x - other.x, y - other.y) > self._rules.apart * (radius + other.radius) for other, _ in found):
@@ -125,14 +125,14 @@ class Scenes(Dataset):
     def _draw_object(
         self, random: np.random.Generator, size: str, radius: float, x: float, y: float
     ) -> tuple[Solid, dict[str, object]]:
-        shape = str(random.choice(list(UNSEEN if self.split == "ood" else FAMILIAR)))
+        shape = _pick(random, tuple(UNSEEN if self.split == "ood" else FAMILIAR))
         while True:
-            name, texture = str(random.choice(list(COLOURS))), str(random.choice(self._rules.textures))
+            name, texture = _pick(random, tuple(COLOURS)), _pick(random, self._rules.textures)
             if texture == "plain" or is_held_out(name, texture) == (self.split == "ood"):
                 break
-        material = str(random.choice(MATERIALS))
+        material = _pick(random, MATERIALS)
         angle = float(random.uniform(-np.pi, np.pi)) if shape not in ("heart", "drop") else float(random.uniform(-0.5, 0.5))
-        colour = np.clip(np.float32(COLOURS[name]) * random.uniform(0.88, 1.10) + random.uniform(-0.03, 0.03, 3), 0.05, 1)
+        colour = np.clip(np.array(COLOURS[name], np.float32) * random.uniform(0.88, 1.10) + random.uniform(-0.03, 0.03, 3), 0.05, 1)
         second = np.clip(colour * 0.45, 0, 1) if random.random() < 0.5 else np.clip(0.35 * colour + 0.62, 0, 1)
         solid = Solid(
             shape=shape, x=x, y=y, radius=radius, angle=angle, colour=tuple(colour.tolist()), second=tuple(second.tolist()),
@@ -146,7 +146,12 @@ class Scenes(Dataset):
         return solid, record
 
     def _sample(
-        self, index: int, canvas: np.ndarray, labels: np.ndarray, visibility: list[float], records: list[tuple[Solid, dict[str, object]]]
+        self,
+        index: int,
+        canvas: np.ndarray,
+        labels: np.ndarray,
+        visibility: list[float],
+        records: list[tuple[Solid, dict[str, object]]],
     ) -> Sample:
         seen = [number for number, share in enumerate(visibility) if share > 0]
         rank, kind = np.zeros(len(records) + 1, dtype=np.int32), np.zeros(len(records) + 1, dtype=np.int32)
@@ -155,7 +160,7 @@ class Scenes(Dataset):
         objects = [{**records[number][1], "visibility": visibility[number]} for number in seen]
         picture = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
         return Sample(
-            image=torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))),
+            image=torch.from_numpy(picture),
             instances=torch.from_numpy(rank[labels]),
             classes=torch.from_numpy(kind[labels]),
             key=f"scenes/{self.level}/{self.split}/{index}",
@@ -169,6 +174,10 @@ def is_held_out(colour: str, texture: str) -> bool:
     return (list(COLOURS).index(colour) + TEXTURES.index(texture)) % 4 == 0
 
 
+def _pick(random: np.random.Generator, names: tuple[str, ...]) -> str:
+    return names[random.integers(len(names))]
+
+
 def _draw_light(random: np.random.Generator) -> Light:
     angle, height = random.uniform(np.pi * 1.1, np.pi * 1.9), random.uniform(0.60, 0.75)
     flat = (1 - height**2) ** 0.5
@@ -176,13 +185,13 @@ def _draw_light(random: np.random.Generator) -> Light:
 
 
 def _draw_background(random: np.random.Generator, level: str, size: int, distractors: int, light: Light) -> np.ndarray:
-    """float32 [size, size, 3]: a softly lit wall, with blotches or with grain and distractors on the harder levels."""
+    """float32 [3, size, size]: a softly lit wall, with blotches or with grain and distractors on the harder levels."""
     x, y = centres(size)
     tone = random.uniform(0.45, 0.72) + random.uniform(-0.07, 0.07, 3)
     slope = light.direction[0] * (x - 0.5) + light.direction[1] * (y - 0.5)
     vignette = (x - 0.5) ** 2 + (y - 0.5) ** 2
     brightness = 1 + np.float32(random.uniform(0.2, 0.6)) * slope - np.float32(random.uniform(0.1, 0.5)) * vignette
-    canvas = brightness[..., None] * np.float32(tone)
+    canvas = brightness * tone.astype(np.float32)[:, None, None]
     if level != "plain":
         other = np.clip(tone + random.uniform(-0.22, 0.22, 3), 0.1, 0.95)
         field = random.random((int(random.integers(3, 9)),) * 2, dtype=np.float32)
@@ -191,27 +200,32 @@ def _draw_background(random: np.random.Generator, level: str, size: int, distrac
             turn = random.uniform(0, np.pi)
             along = x * np.float32(np.cos(turn)) + y * np.float32(np.sin(turn))
             share = 0.5 + 0.5 * np.sin(np.float32(random.uniform(20, 45)) * along + 5 * share)
-        canvas += (brightness * share)[..., None] * np.float32(other - tone)
-    for _ in range(distractors):
-        _draw_distractor(random, canvas, tone)
+        canvas += brightness * share * (other - tone).astype(np.float32)[:, None, None]
+    if distractors:
+        _draw_distractors(random, canvas, tone, distractors)
     return canvas
 
 
-def _draw_distractor(random: np.random.Generator, canvas: np.ndarray, tone: np.ndarray) -> None:
-    """A faint flat chip or twig that belongs to the background."""
-    size = canvas.shape[0]
-    px, py = random.random(2)
-    length, width = random.uniform(0.015, 0.09), random.uniform(0.006, 0.02)
-    turn, reach = random.uniform(0, np.pi), length + width
-    colour = np.float32(np.clip(tone + random.uniform(-0.28, 0.28, 3), 0, 1))
-    rows, columns = (slice(max(0, int((p - reach) * size)), int((p + reach) * size) + 2) for p in (py, px))
-    x, y = centres(size)
-    dx, dy = x[:, columns] - np.float32(px), y[rows] - np.float32(py)
-    along = np.abs(dx * np.float32(np.cos(turn)) + dy * np.float32(np.sin(turn)))
-    across = dy * np.float32(np.cos(turn)) - dx * np.float32(np.sin(turn))
-    distance = np.hypot(np.maximum(along - np.float32(length), 0), across) - np.float32(width)
-    patch = canvas[rows, columns]
-    patch += np.clip(0.5 - distance * size, 0, 1)[..., None] * (colour - patch)
+def _draw_distractors(random: np.random.Generator, canvas: np.ndarray, tone: np.ndarray, count: int) -> None:
+    """Faint flat chips and twigs that belong to the background: capsules, each in a square patch of one common side."""
+    size = canvas.shape[-1]
+    ranges = [(0, 1), (0, 1), (0.015, 0.09), (0.006, 0.020), (0, np.pi), (-0.28, 0.28), (-0.28, 0.28), (-0.28, 0.28)]
+    low, high = np.array(ranges, dtype=np.float32).T
+    draws = (low + random.random((count, 8), dtype=np.float32) * (high - low))[..., None, None]
+    px, py, length, width, turn = draws[:, :5].swapaxes(0, 1)
+    colours = np.clip(tone.astype(np.float32)[:, None, None] + draws[:, 5:], 0, 1)
+    side = int(2 * (high[2] + high[3]) * size) + 2
+    left, top = (np.clip((place * size).astype(np.int64) - side // 2, 0, size - side) for place in (px, py))
+    line = (np.arange(side, dtype=np.float32) + 0.5) / size
+    dx, dy = (left / np.float32(size) - px) + line, (top / np.float32(size) - py) + line[:, None]
+    cos, sin = np.cos(turn), np.sin(turn)
+    beyond = np.maximum(np.abs(dx * cos + dy * sin) - length, 0)
+    across = dy * cos - dx * sin
+    distance = np.sqrt(beyond * beyond + across * across) - width
+    covers = np.clip(0.5 - distance * np.float32(size), 0, 1)
+    for cover, colour, row, column in zip(covers, colours, top.ravel(), left.ravel(), strict=True):
+        patch = canvas[:, row : row + side, column : column + side]
+        patch += cover * (colour - patch)
 
 
 def _caption(objects: list[dict[str, object]], level: str) -> str:
