@@ -75,7 +75,7 @@ BASELINES: Mapping[str, Segmenter] = {
     "4 columns": partial(grid, rows=1, columns=4),
     **{f"grid {side}x{side}": partial(grid, rows=side, columns=side) for side in (2, 3, 4)},
     **{f"colour k-means, {count}": partial(colour_clusters, segments=count) for count in (3, 5, 7, 9)},
-    **{f"colour+place k-means, {count}": partial(colour_clusters, segments=count, position=0.5) for count in (5, 7, 9)},
+    **{f"colour+place k-means, {count}": partial(colour_clusters, segments=count, position=1.0) for count in (5, 7, 9)},
 }
 
 
