@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ocl.metrics.contingency import Contingency, Counts, tabulate
-from ocl.metrics.overlap import Flags, Floats, Overlap, adjusted_rand_index, match
+from ocl.metrics.overlap import Flags, Floats, Overlap, adjusted_rand_index
 from ocl.metrics.protocols import Protocol, Score, Void, protocol_named
 
 
