@@ -42,10 +42,12 @@ def ring(x: Array, y: Array) -> Array:
 
 
 def drop(x: Array, y: Array) -> Array:
-    """A disc with a pointed tip."""
-    cone = 0.80 * np.abs(x) - 0.60 * (y + 1)
-    body = np.hypot(x, y - 0.30) - 0.70
-    return np.minimum(body, np.maximum(cone, y - 0.30 + 0.42))
+    """A disc and the two tangents that meet in a tip above it."""
+    radius, tip = 0.66, 1.24  # of the disc, and the tip's distance from its centre
+    sine, cosine = radius / tip, (1 - (radius / tip) ** 2) ** 0.5
+    across, up = np.abs(x), 0.28 - y
+    along = up * cosine - across * sine  # how far beyond the point where the tangent leaves the disc
+    return np.where(along < 0, np.hypot(across, up), across * cosine + up * sine) - radius
 
 
 def star(x: Array, y: Array) -> Array:
@@ -63,13 +65,22 @@ def cross(x: Array, y: Array) -> Array:
 
 
 def crescent(x: Array, y: Array) -> Array:
-    return np.maximum(np.hypot(x, y) - 1, 0.78 - np.hypot(x - 0.52, y))
+    """A disc without the disc of radius 0.78 to its right; beyond the two tips, the distance to the tip."""
+    shift, bite = 0.52, 0.78
+    tip_x = (1 - bite**2 + shift**2) / (2 * shift)
+    tip_y = (1 - tip_x**2) ** 0.5
+    up = np.abs(y)
+    beyond = x * tip_y - up * tip_x > shift * np.maximum(tip_y - up, 0)
+    return np.where(beyond, np.hypot(x - tip_x, up - tip_y), np.maximum(np.hypot(x, y) - 1, bite - np.hypot(x - shift, y)))
 
 
 def heart(x: Array, y: Array) -> Array:
-    lobes = np.hypot(np.abs(x) - 0.42, y + 0.28) - 0.52
-    point = (np.abs(x) + y) * 0.7071 - 0.60
-    return np.minimum(lobes, np.maximum(point, -0.30 - y))
+    """A square standing on its corner, with half a disc on each upper side."""
+    scale = 1.6
+    u, v = np.abs(x) / scale, 0.55 - y / scale
+    foot = 0.5 * np.maximum(u + v, 0)
+    corner = np.sqrt(np.minimum(u * u + (v - 1) ** 2, (u - foot) ** 2 + (v - foot) ** 2)) * np.sign(u - v)
+    return np.where(u + v > 1, np.hypot(u - 0.25, v - 0.75) - 0.125**0.5, corner) * scale
 
 
 def _box(x: Array, y: Array, width: float, height: float) -> Array:
