@@ -59,10 +59,10 @@ def examples(batch: Batch, output: Output, *, limit: int | None = None) -> list[
 
 def reconstruction(batch: Batch, output: Output) -> Tensor | None:
     """The decoder's prediction as images [B, 3, H, W] where its target is the image itself, else None (features, noise)."""
-    decoding = output.decoding
-    if decoding.target.shape != batch.image.shape or not torch.equal(decoding.target, batch.image):
+    prediction, target = output.decoding.prediction, output.decoding.target
+    if target.shape != batch.image.shape or not torch.equal(target.to(batch.image.device), batch.image):
         return None
-    return decoding.prediction
+    return prediction
 
 
 def panel(rows: Sequence[Example], *, tile: int | None = None) -> np.ndarray:
