@@ -56,18 +56,13 @@ def score_tables(ours: Mapping[str, Scores], baselines: Mapping[str, Scores], *,
 
 
 def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:
-    """Print to a terminal; the best of each column is bold."""
+    """Print to a terminal; the best of each column is bold. Columns that do not fit beside each other follow below."""
     console = console or Console()
     for table in tables:
-        shown = RichTable(title=Text(table.title, "bold"), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-        shown.caption, shown.caption_justify = Text(table.caption), "left"
-        shown.add_column("", no_wrap=True)
-        for column in table.columns:
-            shown.add_column(Text(column.replace("[", "\n[")), justify="right", no_wrap=True)
-        for row in table.rows:
-            cells = [Text(table.cell(row, column), "bold" if table.is_best(row, column) else "") for column in table.columns]
-            shown.add_row(Text(row, "cyan" if row in table.ours else ""), *cells)
-        console.print(shown)
+        console.print(Text(table.title, "bold"))
+        for columns in _fitting(table, console.width):
+            console.print(_rich_table(table, columns))
+        console.print(Text(table.caption))
 
 
 def table_html(table: Table) -> str:
@@ -91,6 +86,35 @@ def table_json(table: Table) -> dict[str, Any]:
         for row, scores in table.rows.items()
     }
     return {"title": table.title, "caption": table.caption, "ours": sorted(table.ours), "rows": rows}
+
+
+def _rich_table(table: Table, columns: Sequence[str]) -> RichTable:
+    shown = RichTable(box=SIMPLE, padding=(0, 1, 0, 0))
+    shown.add_column("", no_wrap=True)
+    for column in columns:
+        shown.add_column(Text(_heading(column)), justify="right", no_wrap=True)
+    for row in table.rows:
+        cells = [Text(table.cell(row, column), "bold" if table.is_best(row, column) else "") for column in columns]
+        shown.add_row(Text(row, "cyan" if row in table.ours else ""), *cells)
+    return shown
+
+
+def _fitting(table: Table, width: int) -> list[list[str]]:
+    """The columns in groups that fit beside the names of the rows; at least one in each."""
+    groups: list[list[str]] = []
+    left = 0
+    for column in table.columns:
+        needed = 2 + max(map(len, [*_heading(column).split("\n"), *(table.cell(row, column) for row in table.rows)]))
+        if needed > left:
+            groups.append([])
+            left = width - max(map(len, table.rows)) - 3
+        groups[-1].append(column)
+        left -= needed
+    return groups
+
+
+def _heading(column: str) -> str:
+    return column.replace("[", "\n[")
 
 
 def _protocol(column: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 
+import pytest
 from rich.console import Console
 
 from ocl.evaluate.tables import Table, print_tables, score_tables, table_html, table_json
@@ -41,10 +42,12 @@ def test_a_column_where_nothing_was_scored_has_no_best():
     assert not table.is_best("a", "x[coda]") and "strong" not in table_html(table)
 
 
-def test_the_terminal_shows_every_name_and_number_in_80_columns():
-    names = ("FG-ARI", "ARI", "mBO_i", "mIoU_i", "mBO_c", "mIoU_c")
-    scores = {f"{name}[coda]": 0.1 + index / 100 for index, name in enumerate(names)}
-    text = _printed(score_tables({"this model, decoder masks": scores}, {"[red]markup": scores}), width=80)
+@pytest.mark.parametrize("width", [48, 80, 200])
+def test_the_terminal_shows_every_name_and_number_at_any_width(width):
+    names = ("FG-ARI", "ARI", "mBO_i", "mIoU_i", "FG-mIoU_i", "mBO_c", "mIoU_c", "FG-mIoU_c")
+    scores = {f"{name}[slotdiffusion]": 0.1 + index / 100 for index, name in enumerate(names)}
+    text = _printed(score_tables({"this model, decoder masks": scores}, {"[red]markup": {}}), width=width)
     numbers = [f"{value:.3f}" for value in scores.values()]
-    for word in ("this model, decoder masks", "[red]markup", "mIoU_c", "[coda]", *numbers):
+    for word in ("this model, decoder masks", "[red]markup", "[slotdiffusion]", *names, *numbers):
         assert word in text
+    assert max(map(len, text.splitlines())) <= width
