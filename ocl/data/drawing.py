@@ -172,8 +172,8 @@ def _albedo(solid: Solid, x: Array, y: Array) -> Array:
 def _sample(field: Array, x: Array, y: Array) -> Array:
     """The nearest cell of a small field, which spans the object's frame [-1.2, 1.2]."""
     cells = field.shape[0]
-    column, row = (np.clip(((place + 1.2) * (cells / 2.4)).astype(np.int32), 0, cells - 1) for place in (x, y))
-    return field[row, column]
+    column, row = ((_unit((place + 1.2) / 2.4) * (cells - 0.01)).astype(np.intp) for place in (x, y))
+    return field.ravel().take(row * cells + column)
 
 
 @lru_cache(maxsize=64)

@@ -132,8 +132,9 @@ class Scenes(Dataset):
                 break
         material = _pick(random, MATERIALS)
         angle = float(random.uniform(-np.pi, np.pi)) if shape not in ("heart", "drop") else float(random.uniform(-0.5, 0.5))
-        colour = np.clip(np.array(COLOURS[name], np.float32) * random.uniform(0.88, 1.10) + random.uniform(-0.03, 0.03, 3), 0.05, 1)
-        second = np.clip(colour * 0.45, 0, 1) if random.random() < 0.5 else np.clip(0.35 * colour + 0.62, 0, 1)
+        colour = np.array(COLOURS[name], np.float32) * random.uniform(0.88, 1.10) + random.uniform(-0.03, 0.03, 3)
+        colour = np.minimum(np.maximum(colour, 0.05), 1)
+        second = colour * 0.45 if random.random() < 0.5 else np.minimum(0.35 * colour + 0.62, 1)
         solid = Solid(
             shape=shape, x=x, y=y, radius=radius, angle=angle, colour=tuple(colour.tolist()), second=tuple(second.tolist()),
             texture=texture, frequency=float(random.uniform(7, 11)), gloss=0.75 if material == "glossy" else 0.0,
@@ -158,7 +159,7 @@ class Scenes(Dataset):
         for place, number in enumerate(seen, start=1):
             rank[number + 1], kind[number + 1] = place, 1 + SHAPES.index(str(records[number][1]["shape"]))
         objects = [{**records[number][1], "visibility": visibility[number]} for number in seen]
-        picture = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
+        picture = np.rint(np.clip(canvas, 0, 1, out=canvas) * 255).astype(np.uint8)
         return Sample(
             image=torch.from_numpy(picture),
             instances=torch.from_numpy(rank[labels]),
@@ -207,23 +208,30 @@ def _draw_background(random: np.random.Generator, level: str, size: int, distrac
 
 
 def _draw_distractors(random: np.random.Generator, canvas: np.ndarray, tone: np.ndarray, count: int) -> None:
-    """Faint flat chips and twigs that belong to the background: capsules, each in a square patch of one common side."""
-    size = canvas.shape[-1]
+    """Faint flat chips and twigs that belong to the background, longest first, so that one patch size fits a group of them."""
     ranges = [(0, 1), (0, 1), (0.015, 0.09), (0.006, 0.020), (0, np.pi), (-0.28, 0.28), (-0.28, 0.28), (-0.28, 0.28)]
     low, high = np.array(ranges, dtype=np.float32).T
-    draws = (low + random.random((count, 8), dtype=np.float32) * (high - low))[..., None, None]
-    px, py, length, width, turn = draws[:, :5].swapaxes(0, 1)
-    colours = np.clip(tone.astype(np.float32)[:, None, None] + draws[:, 5:], 0, 1)
-    side = int(2 * (high[2] + high[3]) * size) + 2
-    left, top = (np.clip((place * size).astype(np.int64) - side // 2, 0, size - side) for place in (px, py))
+    draws = low + random.random((count, len(ranges)), dtype=np.float32) * (high - low)
+    draws = draws[np.argsort(-draws[:, 2])]
+    draws[:, 5:] = np.clip(draws[:, 5:] + tone.astype(np.float32), 0, 1)
+    for group in np.split(draws, range(14, count, 14)):
+        _draw_capsules(canvas, group[..., None, None])
+
+
+def _draw_capsules(canvas: np.ndarray, capsules: np.ndarray) -> None:
+    """Flat capsules [count, 8, 1, 1]: x, y, half length, half width, angle, red, green, blue; drawn in patches of one size."""
+    size = canvas.shape[-1]
+    x, y, length, width, turn = capsules[:, :5].swapaxes(0, 1)
+    side = int(2 * float(length.max() + width.max()) * size) + 3
+    left, top = (np.clip((place * size).astype(np.int64) - side // 2, 0, size - side) for place in (x, y))
     line = (np.arange(side, dtype=np.float32) + 0.5) / size
-    dx, dy = (left / np.float32(size) - px) + line, (top / np.float32(size) - py) + line[:, None]
+    dx, dy = (left / size).astype(np.float32) - x + line, (top / size).astype(np.float32) - y + line[:, None]
     cos, sin = np.cos(turn), np.sin(turn)
     beyond = np.maximum(np.abs(dx * cos + dy * sin) - length, 0)
     across = dy * cos - dx * sin
     distance = np.sqrt(beyond * beyond + across * across) - width
-    covers = np.clip(0.5 - distance * np.float32(size), 0, 1)
-    for cover, colour, row, column in zip(covers, colours, top.ravel(), left.ravel(), strict=True):
+    covers = np.clip(0.5 - distance * size, 0, 1)
+    for cover, colour, row, column in zip(covers, capsules[:, 5:], top.ravel(), left.ravel(), strict=True):
         patch = canvas[:, row : row + side, column : column + side]
         patch += cover * (colour - patch)
 
