@@ -13,6 +13,7 @@ from ocl.errors import RangeError
 from ocl.ops.label_contingency import check_labels, contingency_op, label_range
 
 Counts = NDArray[np.int64]
+FEW_LABELS = 32
 COMPACT_ABOVE = 2**22  # entries of a table; larger ones are built on labels numbered without gaps
 
 
@@ -47,20 +48,16 @@ def tabulate(pred: Tensor, true: Tensor, ignore: Tensor | None = None) -> Contin
     Raises ShapeError or RangeError naming the argument.
     """
     check_labels(pred, true, ignore)
+    table = _count_few_labels(pred, true, ignore)
+    if table is not None:
+        return _contingency(table, np.arange(FEW_LABELS), np.arange(FEW_LABELS), pred)
     num_pred, num_true = _num_labels("pred", pred, None), _num_labels("true", true, ignore)
-    pred_ids, true_ids = np.arange(0), np.arange(0)
-    is_sparse = len(pred) * num_pred * (num_true + 1) > COMPACT_ABOVE
-    if is_sparse:
-        pred, pred_ids = _number(pred, None)
-        true, true_ids = _number(true, ignore)
-        num_pred, num_true = len(pred_ids), len(true_ids)
-    table = contingency_op(pred, true, ignore, num_pred, num_true).cpu().numpy()
-    counts, void = table[..., :-1], table[..., -1]
-    largest_true, largest_pred = _last_used(counts.sum(axis=1)), _last_used(counts.sum(axis=2) + void)
-    if is_sparse:
-        largest_true, largest_pred = true_ids[largest_true], pred_ids[largest_pred]
-    has_pixels = int(pred[0].numel() > 0) if len(pred) else 0
-    return Contingency(counts, void, regions=(largest_true + 1) * has_pixels, segments=(largest_pred + 1) * has_pixels)
+    if len(pred) * num_pred * (num_true + 1) <= COMPACT_ABOVE:
+        table = contingency_op(pred, true, ignore, num_pred, num_true)
+        return _contingency(table, np.arange(num_pred), np.arange(num_true), pred)
+    pred, pred_ids = _number(pred, None)
+    true, true_ids = _number(true, ignore)
+    return _contingency(contingency_op(pred, true, ignore, len(pred_ids), len(true_ids)), pred_ids, true_ids, pred)
 
 
 def relabel(labels: Tensor) -> Tensor:
@@ -73,6 +70,30 @@ def relabel(labels: Tensor) -> Tensor:
         objects = image > 0
         image[objects] = torch.unique(image[objects], return_inverse=True)[1] + 1
     return numbered
+
+
+def _count_few_labels(pred: Tensor, true: Tensor, ignore: Tensor | None) -> Tensor | None:
+    """The table where all labels lie below FEW_LABELS, as they nearly always do: one pass, no search for the largest label."""
+    try:
+        table = contingency_op(pred, true, ignore, FEW_LABELS, FEW_LABELS)
+    except RangeError:
+        return None
+    counts_every_pixel = int(table.sum()) == pred.numel()  # the operator leaves out ignored pixels whose pred does not fit
+    return table if counts_every_pixel else None
+
+
+def _contingency(table: Tensor, pred_ids: Counts, true_ids: Counts, pred: Tensor) -> Contingency:
+    """From the operator's table, whose rows and columns stand for these ids; unused ones at the end are cut off."""
+    counts, void = np.split(table.cpu().numpy(), [-1], axis=2)
+    last_pred, last_true = _last_used(counts.sum(axis=2) + void[..., 0]), _last_used(counts.sum(axis=1))
+    num_pred, num_true = last_pred.max(initial=0) + 1, last_true.max(initial=0) + 1
+    has_pixels = int(pred[0].numel() > 0) if len(pred) else 0
+    return Contingency(
+        counts[:, :num_pred, :num_true],
+        void[:, :num_pred, 0],
+        regions=(true_ids[last_true] + 1) * has_pixels,
+        segments=(pred_ids[last_pred] + 1) * has_pixels,
+    )
 
 
 def _num_labels(name: str, labels: Tensor, ignore: Tensor | None) -> int:

@@ -16,7 +16,7 @@ struct LabelRange {
   std::int64_t high;
 };
 
-constexpr std::int64_t kBlock = 32;  // pixels compared at once
+constexpr std::int64_t kBlock = 16;  // pixels compared at once
 
 // Smallest and largest label outside `ignore` (may be null: every pixel counts).
 template <class Label>
