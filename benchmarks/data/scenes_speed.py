@@ -16,14 +16,17 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 
 from ocl.data import Scenes, drawing
+from ocl.data.scenes import Level
 
-LEVELS, SIZES = ("plain", "textured", "cluttered"), (64, 128, 256, 512)
+LEVELS: tuple[Level, ...] = ("plain", "textured", "cluttered")
+SIZES = (64, 128, 256, 512)
 
 
 def main() -> int:
@@ -42,7 +45,7 @@ def main() -> int:
     return 0
 
 
-def measure(level: str, size: int, *, rounds: int) -> dict[str, float | int | str]:
+def measure(level: Level, size: int, *, rounds: int) -> dict[str, Any]:
     """Medians over rounds; a round draws other scenes, first in boxes, then the same ones over whole frames."""
     scenes = Scenes(level, image_size=size)
     per_round = max(4, 4096 // size)
@@ -79,7 +82,7 @@ def _check(scenes: Scenes) -> None:
         difference = int((boxed.image.int() - whole.image.int()).abs().max())
         assert boxed.instances is not None and whole.instances is not None
         if difference > 1 or not torch.equal(boxed.instances, whole.instances):
-            raise SystemExit(f"the two ways differ by {difference} of 255 on {boxed.key}; no speed is reported for a wrong result")
+            raise SystemExit(f"the two ways differ by {difference} of 255 on {boxed.key}; no speed is reported")
 
 
 if __name__ == "__main__":
