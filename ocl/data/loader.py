@@ -6,6 +6,7 @@ a run resumes by giving `start`, the number of samples already used. No global r
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -125,6 +126,7 @@ def _parcels(reader: _Reader, jobs: Iterable[Job], workers: int) -> Iterator[_Pa
         sampler=jobs,
         num_workers=workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator(),  # without one, the loader would draw its base seed from the global state
     )
     try:
@@ -148,6 +150,15 @@ def _cause(error: Exception) -> Exception:
     except RuntimeError as late:
         return late
     return error
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A signal to the whole process group (Ctrl-C, `timeout`, Slurm) must not kill the readers of a run that saves itself.
+
+    Workers end when the main process tells them to, or when they see that it is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(value: Any) -> Any:

@@ -25,13 +25,14 @@ def program():
 
 @pytest.fixture(scope="session")
 def start_program():
-    """Start program.py in a process of its own; returns the Popen."""
+    """Start program.py in a process and a process group of its own; returns the Popen."""
 
     def start(run: Path, *arguments: str) -> subprocess.Popen:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, str(PROGRAM), str(run), *arguments]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
     return start
 

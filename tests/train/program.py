@@ -147,13 +147,14 @@ def main() -> None:
     parser.add_argument("--kill-after", type=int, nargs="*", default=[])
     parser.add_argument("--kill-at", type=int, nargs="*", default=[])
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--workers", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for num_batches in options.kill_after:
         in_child(options.run, kill_after=num_batches)
     for number in options.kill_at:
         in_child(options.run, kill_at=number)
-    outcome = train(options.run, training(steps=options.steps))
+    outcome = train(options.run, training(steps=options.steps, workers=options.workers))
     print(f"ended at {outcome.step} by {outcome.stopped_by}", flush=True)
 
 

@@ -1,5 +1,6 @@
 """A run that is killed at any moment, resumed and killed again ends with the very bits of a run that was left alone."""
 
+import os
 import random
 import signal
 import time
@@ -96,6 +97,20 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, start_program):
     stopped_at = int(latest(tmp_path).name[5:])
     assert f"ended at {stopped_at} by SIGTERM" in out
     assert 0 < stopped_at < 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_process_group_stops_the_run_and_not_its_data_workers(tmp_path, start_program, number):
+    process = start_program(tmp_path, "--workers", "2", "--steps", "100000")
+    limit = time.monotonic() + SECONDS
+    while len(complete(tmp_path)) < 2 and time.monotonic() < limit:
+        time.sleep(0.005)
+    os.killpg(process.pid, number)
+    out = finish(process)
+    stopped_at = int(latest(tmp_path).name[5:])
+    assert f"ended at {stopped_at} by {number.name}" in out and 0 < stopped_at < 100000
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no worker is left behind
 
 
 def test_a_run_that_is_finished_does_nothing_more(tmp_path, program):
