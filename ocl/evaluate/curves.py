@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ocl.errors import DataError
 from ocl.evaluate.html import tag, wrap
@@ -28,25 +29,23 @@ class Curve:
 
 
 def read_curves(log: Path, *, leave_out: Collection[str] = ("samples",)) -> list[Curve]:
-    """One curve for each number in a run's log.jsonl that has at least two finite values, but for those to leave out.
+    """The numbers of a run's log.jsonl as curves: the loss, then what was evaluated, then the rest.
 
-    A last line that was cut off in the middle is left out; any other line that is not a JSON object raises DataError.
+    `eval/slots X` and `eval/decoder X` are two lines of one curve. Left out are the numbers named, and those that never change.
+    A last line that was cut off in the middle is no error; any other line that is not a JSON object raises DataError.
     """
     lines: dict[str, list[tuple[float, float]]] = {}
-    texts = log.read_text(encoding="utf-8").splitlines()
-    for number, text in enumerate(texts, start=1):
-        try:
-            values = json.loads(text)
-            step = float(values.pop("step"))
-        except (ValueError, AttributeError, KeyError, TypeError):
-            if number == len(texts):
-                break
-            way_out = "restore the file or remove that line"
-            raise DataError(f"{log} line {number} is not a JSON object with a step; {way_out}.") from None
+    for values in _read_lines(log):
+        step = float(values.pop("step"))
         for name, value in values.items():
             if name not in leave_out and isinstance(value, int | float) and math.isfinite(value):
                 lines.setdefault(name, []).append((step, float(value)))
-    return [Curve(name, {name: line}) for name, line in lines.items() if len(line) > 1]
+    curves: dict[str, dict[str, Line]] = {}
+    for name in sorted(lines, key=_rank):
+        if len({value for _, value in lines[name]}) > 1:
+            title, own = _title(name)
+            curves.setdefault(title, {})[own] = lines[name]
+    return [Curve(title, own) for title, own in curves.items()]
 
 
 def curve_html(curve: Curve) -> str:
@@ -61,8 +60,9 @@ def curve_html(curve: Curve) -> str:
         spots = [(_place(x, across, LEFT, WIDTH - RIGHT), _place(y, up, HEIGHT - BOTTOM, TOP)) for x, y in _thin(line)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round"/>')
-        label = f" {name}" if len(curve.lines) > 1 else ""
-        legend.append(wrap("span", " —", style=f"color:{colour}") + tag("span", f"{label} {line[-1][1]:.4g} at the end"))
+        last = f"{line[-1][1]:.4g}"
+        label = f" {name} {last}" if len(curve.lines) > 1 else f" {last} at the end"
+        legend.append(wrap("span", " —", style=f"color:{colour}") + tag("span", label))
     drawing = wrap("svg", "".join(parts), viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
     return wrap("figure", wrap("figcaption", tag("strong", curve.title) + "".join(legend)) + drawing)
 
@@ -74,6 +74,34 @@ def ticks(low: float, high: float, *, about: int = 4) -> list[float]:
     step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, last + 1)]
+
+
+def _read_lines(log: Path) -> list[dict[str, Any]]:
+    texts = log.read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            values = json.loads(text)
+            float(values["step"])
+        except (ValueError, KeyError, TypeError):
+            if number == len(texts):
+                break
+            way_out = "restore the file or remove that line"
+            raise DataError(f"{log} line {number} is not a JSON object with a step; {way_out}.") from None
+        found.append(values)
+    return found
+
+
+def _rank(name: str) -> int:
+    return 0 if name == "loss" else 1 if name.startswith("eval/") else 2
+
+
+def _title(name: str) -> tuple[str, str]:
+    """The curve that a number belongs to, and the name of its line there."""
+    for masks in ("slots", "decoder"):
+        if name.startswith(f"eval/{masks} "):
+            return name.replace(f"{masks} ", "", 1), masks
+    return name, name
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -39,7 +39,7 @@ STYLE = """
 :root { --ink: #1f2430; --soft: #667085; --line: #e3e6ec; --wash: #f6f7f9; --best: #0b5fa5; }
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 40px 32px 64px; }
+main { max-width: 1240px; margin: 0 auto; padding: 40px 28px 64px; }
 h1 { font-size: 27px; line-height: 1.25; margin: 0 0 4px; letter-spacing: -0.01em; }
 h2 { font-size: 18px; margin: 40px 0 12px; padding-top: 20px; border-top: 1px solid var(--line); }
 p { margin: 6px 0; max-width: 78ch; }
@@ -47,16 +47,16 @@ p { margin: 6px 0; max-width: 78ch; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 14px 0; }
 caption { caption-side: bottom; text-align: left; padding: 8px 0 0; }
-th, td { padding: 5px 16px 5px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-right: 28px; }
+th, td { padding: 5px 12px 5px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-right: 20px; }
 thead th { font-size: 13px; font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--ink); }
 tr.ours td { background: var(--wash); }
 td strong { color: var(--best); }
-figure { margin: 18px 0; }
+.panels { display: flex; flex-wrap: wrap; gap: 18px; }
+figure { margin: 0; max-width: 100%; }
 figure img { display: block; max-width: 100%; border: 1px solid var(--line); border-radius: 4px; }
 figcaption { margin-top: 6px; }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 20px; }
-.curves figure { margin: 0; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: #667085; }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 4px; padding: 12px 14px; overflow-x: auto;

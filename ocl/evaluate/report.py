@@ -53,7 +53,8 @@ def write_report(
     for table in tables:
         parts += [tag("h2", table.title), table_html(table)]
     if panels:
-        parts += [tag("h2", "Masks"), *(figure(panel.picture, panel.caption) for panel in panels)]
+        pictures = "".join(figure(panel.picture, panel.caption) for panel in panels)
+        parts += [tag("h2", "Masks"), wrap("div", pictures, class_="panels")]
     if curves:
         parts += [tag("h2", "Training"), wrap("div", "".join(map(curve_html, curves)), class_="curves")]
     if configuration:

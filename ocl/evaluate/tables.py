@@ -34,7 +34,7 @@ class Table:
     def cell(self, row: str, column: str) -> str:
         """The score with three decimals, or a dash."""
         value = self.rows[row].get(column, math.nan)
-        return "-" if math.isnan(value) else f"{value:.3f}"
+        return "-" if math.isnan(value) else f"{value:z.3f}"
 
     def is_best(self, row: str, column: str) -> bool:
         """Whether no row of this column shows a higher number; equal ones are all best."""

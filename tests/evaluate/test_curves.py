@@ -22,16 +22,25 @@ def _points(curve):
 def test_every_number_of_the_log_becomes_a_curve(tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_text(
-        '{"step": 10, "loss": 0.5, "samples": 80}\n'
-        '{"step": 20, "loss": null, "eval/FG-ARI[coda]": 0.5, "samples": 160}\n'
-        '{"step": 30, "loss": 0.25, "eval/FG-ARI[coda]": 0.75, "note": "text"}\n'
+        '{"step": 10, "lr": 1, "loss": 0.5, "samples": 80, "skipped": 0}\n'
+        '{"step": 20, "lr": 2, "loss": null, "eval/slots FG-ARI[coda]": 0.5, "samples": 160, "skipped": 0}\n'
+        '{"step": 30, "lr": 1, "loss": 0.25, "eval/slots FG-ARI[coda]": 0.75, "note": "text"}\n'
         '{"step": 40, "lo'
     )
     curves = read_curves(log)
     assert [(curve.title, dict(curve.lines)) for curve in curves] == [
         ("loss", {"loss": [(10, 0.5), (30, 0.25)]}),
-        ("eval/FG-ARI[coda]", {"eval/FG-ARI[coda]": [(20, 0.5), (30, 0.75)]}),
+        ("eval/FG-ARI[coda]", {"slots": [(20, 0.5), (30, 0.75)]}),
+        ("lr", {"lr": [(10, 1), (20, 2), (30, 1)]}),
     ]
+
+
+def test_slot_and_decoder_masks_share_a_curve(tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = (f'{{"step": {step}, "eval/decoder mBO": {step}, "eval/slots mBO": 0.{step}}}' for step in (1, 2))
+    log.write_text("\n".join(lines))
+    (curve,) = read_curves(log)
+    assert curve.title == "eval/mBO" and set(curve.lines) == {"slots", "decoder"}
 
 
 @pytest.mark.parametrize("line", ["not json", "[1]", '{"loss": 1}', '{"step": null}'])
