@@ -53,7 +53,7 @@ class Scenes(Dataset):
 
     Samples carry instances (1 is farthest back; only visible objects, without gaps), classes (1 + index in SHAPES), a
     caption, and `properties`: one list per property with an entry per object (shape, colour, material, texture, size, x, y,
-    radius, rotation, visibility).
+    radius, rotation in radians, depth from 1 for the front-most, visibility: the share of its own pixels that is seen).
 
     Args:
         level: plain backgrounds and objects of one colour; textured; or cluttered with distractors that are background.
@@ -76,8 +76,12 @@ class Scenes(Dataset):
         size: int | None = None,
         seed: int = 0,
     ) -> None:
+        numbers = {"image_size": image_size, "min_objects": min_objects, "max_objects": max_objects, "size": size, "seed": seed}
+        for name, number in numbers.items():
+            if number is not None and not isinstance(number, int):
+                raise ConfigError(f"Scenes needs a whole number for {name}, got {number!r}.")
         if level not in _LEVELS or split not in ("train", "test", "ood"):
-            raise ConfigError(f"Scenes has levels {', '.join(_LEVELS)} and splits train, test, ood; got {level!r} and {split!r}.")
+            raise ConfigError(f"Scenes has levels {', '.join(_LEVELS)}, splits train, test, ood; got {level!r} and {split!r}.")
         if not 64 <= image_size <= 512:
             raise ConfigError(f"Scenes draws images of 64 to 512 pixels, got image_size={image_size}.")
         self._rules = _LEVELS[level]
@@ -85,10 +89,11 @@ class Scenes(Dataset):
         if split == "ood":
             fewest, most = fewest + 2, min(most + 3, 10)
         self.level, self.split, self.image_size, self.size, self.seed = level, split, image_size, size, seed
-        self.min_objects = fewest if min_objects is None else min_objects
+        self.min_objects = min(fewest, most if max_objects is None else max_objects) if min_objects is None else min_objects
         self.max_objects = max(most, self.min_objects) if max_objects is None else max_objects
         if not 1 <= self.min_objects <= self.max_objects <= 10:
-            raise ConfigError(f"Scenes needs 1 <= min_objects <= max_objects <= 10, got {self.min_objects} and {self.max_objects}.")
+            got = f"{self.min_objects} and {self.max_objects}"
+            raise ConfigError(f"Scenes needs 1 <= min_objects <= max_objects <= 10, got {got}.")
         if seed < 0 or (size is not None and size < 1):
             raise ConfigError(f"Scenes needs seed >= 0 and size >= 1 or null, got {seed} and {size}.")
 
@@ -156,9 +161,10 @@ class Scenes(Dataset):
     ) -> Sample:
         seen = [number for number, share in enumerate(visibility) if share > 0]
         rank, kind = np.zeros(len(records) + 1, dtype=np.int32), np.zeros(len(records) + 1, dtype=np.int32)
+        objects = []
         for place, number in enumerate(seen, start=1):
             rank[number + 1], kind[number + 1] = place, 1 + SHAPES.index(str(records[number][1]["shape"]))
-        objects = [{**records[number][1], "visibility": visibility[number]} for number in seen]
+            objects.append({**records[number][1], "depth": 1 + len(seen) - place, "visibility": visibility[number]})
         picture = np.rint(np.clip(canvas, 0, 1, out=canvas) * 255).astype(np.uint8)
         return Sample(
             image=torch.from_numpy(picture),
@@ -172,7 +178,7 @@ class Scenes(Dataset):
 
 def is_held_out(colour: str, texture: str) -> bool:
     """Whether a colour wears a texture only in the ood split (one texture in four, another for each colour)."""
-    return (list(COLOURS).index(colour) + TEXTURES.index(texture)) % 4 == 0
+    return texture != "plain" and (list(COLOURS).index(colour) + TEXTURES.index(texture)) % 4 == 0
 
 
 def _pick(random: np.random.Generator, names: tuple[str, ...]) -> str:

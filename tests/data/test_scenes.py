@@ -192,6 +192,7 @@ def test_unseen_shapes_and_pairs_appear_in_ood_only(level):
 
 def test_every_colour_and_every_texture_is_seen_in_training():
     allowed = [(colour, texture) for colour in COLOURS for texture in TEXTURES[1:] if not is_held_out(colour, texture)]
+    assert not any(is_held_out(colour, "plain") for colour in COLOURS), "a plain surface is seen in every split"
     held_out = len(COLOURS) * (len(TEXTURES) - 1) - len(allowed)
     assert {colour for colour, _ in allowed} == set(COLOURS) and {texture for _, texture in allowed} == set(TEXTURES[1:])
     assert held_out == len(COLOURS), "one texture of four for each colour"
@@ -229,9 +230,15 @@ def test_the_number_of_objects_stays_in_the_range_asked_for(fewest, most):
     assert min(counts) >= fewest - 1 and max(counts) <= most and len(set(counts)) >= min(2, most - fewest + 1)
 
 
-def test_min_objects_above_the_levels_maximum_raises_the_maximum():
-    scenes = Scenes("plain", min_objects=8)
-    assert (scenes.min_objects, scenes.max_objects) == (8, 8)
+def test_asking_for_one_bound_moves_the_levels_other_bound():
+    more, fewer = Scenes("plain", min_objects=8), Scenes("cluttered", max_objects=2)
+    assert (more.min_objects, more.max_objects) == (8, 8) and (fewer.min_objects, fewer.max_objects) == (2, 2)
+
+
+def test_depth_counts_from_the_front():
+    for index in range(5):
+        depth = Scenes("cluttered")[index].properties["depth"]
+        assert depth == list(range(len(depth), 0, -1))
 
 
 @pytest.mark.parametrize(
@@ -246,6 +253,9 @@ def test_min_objects_above_the_levels_maximum_raises_the_maximum():
         ({"min_objects": 4, "max_objects": 3}, "got 4 and 3"),
         ({"size": 0}, "size >= 1"),
         ({"seed": -1}, "seed >= 0"),
+        ({"image_size": 64.5}, "whole number for image_size, got 64.5"),
+        ({"seed": 1.5}, "whole number for seed"),
+        ({"max_objects": "5"}, "whole number for max_objects"),
     ],
 )
 def test_impossible_options_are_refused(options, words):
