@@ -30,23 +30,24 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--resume", action="store_true", help="go on with a demo that was stopped")
     add_device(options)
     known, words = options.parse_known_args(argv)
-    parser = experiments.experiment_parser("ocl demo")
-    experiment = experiments.build(parser, experiments.parse(parser, words, packages=known.packages))
-    if experiment.held_out is None:
+    experiment = experiments.read(words, prog="ocl demo", packages=known.packages)
+    held_out = experiment.held_out()
+    if held_out is None:
         raise ConfigError("ocl demo scores held-out images; give the config a `held_out` dataset.")
     if known.photos is not None:
         existing(known.photos, "a folder of photographs")
     outcome = train(experiment, known.run, resume=known.resume, on=known.device)
     if outcome.stopped_by is not None:
         return 130
-    load_model(known.run, experiment.model)
+    model = experiment.model()
+    load_model(known.run, model)
     place = device(known.device)
     photos: list[Picture] = []
     if known.photos is not None:
         size = trained_size(experiment.text)
-        photos = segment_photos(experiment.model, known.photos, known.run / "photos", image_size=size, device=place)
+        photos = segment_photos(model, known.photos, known.run / "photos", image_size=size, device=place)
     found, baselines = report(
-        experiment.model, experiment.held_out, known.run,
+        model, held_out, known.run,
         title="Object-centric learning in ten minutes",
         summary="A slot autoencoder trained from pixels alone, without labels, beside segmenters that learn nothing.",
         protocols=["coda"], device=place, log=known.run / "log.jsonl", configuration=experiment.text, more=photos,

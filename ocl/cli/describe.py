@@ -12,7 +12,7 @@ from torch import nn
 from ocl.cli import experiment as experiments
 from ocl.cli.options import command, existing
 from ocl.models import SlotAutoencoder
-from ocl.ops import kernels
+from ocl.ops.kernels import kernels
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,11 +23,9 @@ def main(argv: Sequence[str]) -> int:
     if known.what != "ops":
         path = existing(Path(known.what), "a YAML file or a run folder")
         path = path / experiments.CONFIG if path.is_dir() else path
-        parser = experiments.experiment_parser("ocl describe")
-        config = experiments.parse(parser, ["--config", str(path), *words], packages=known.packages)
-        experiment = experiments.build(parser, config, device="meta")
+        experiment = experiments.read(["--config", str(path), *words], prog="ocl describe", packages=known.packages)
         console.print(experiment.text, highlight=False, markup=False)
-        console.print(parameter_table(experiment.model))
+        console.print(parameter_table(experiment.model(device="meta")))
     console.print(kernel_table())
     return 0
 

@@ -29,14 +29,15 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--no_ema", action="store_true", help="score the weights themselves, not their moving average")
     add_device(options)
     known, words = options.parse_known_args(argv)
-    experiment = read_run(known.run, packages=known.packages)
-    found = load_model(known.run, experiment.model, ema=not known.no_ema)
-    data = read_data(words, prog="ocl evaluate", packages=known.packages) if words else experiment.held_out
+    experiment = read_run(known.run, prog="ocl evaluate", packages=known.packages)
+    model = experiment.model()
+    found = load_model(known.run, model, ema=not known.no_ema)
+    data = read_data(words, prog="ocl evaluate", packages=known.packages) if words else experiment.held_out()
     if data is None:
         raise ConfigError(f"{known.run} has no held_out data in its config; pass --data CLASS --data.option VALUE ...")
     place, folder = device(known.device), known.out or known.run / "evaluation"
     discovery, _ = report(
-        experiment.model, data, folder,
+        model, data, folder,
         title=f"{known.run.name}, step {found.step}, on {type(data).__name__}",
         summary="Scores of slot masks and decoder masks beside segmenters that learn nothing.",
         protocols=known.protocol, device=place, limit=known.limit, seed=known.seed, batch_size=known.batch_size,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import ocl.encoders
 import ocl.models
@@ -27,6 +27,7 @@ from ocl.models import SlotAutoencoder
 from ocl.train import Training
 
 CONFIG = "config.yaml"
+set_parsing_settings(subclasses_enabled=[SlotAutoencoder])  # it is final, but its builders stand for it in a config
 _DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _FLAGS = ("--print_config", "--help")
 _PARTS = ("ocl.data", "ocl.decoders", "ocl.encoders", "ocl.losses", "ocl.models", "ocl.slots")
@@ -34,25 +35,61 @@ _PARTS = ("ocl.data", "ocl.decoders", "ocl.encoders", "ocl.losses", "ocl.models"
 
 @dataclass(frozen=True)
 class Experiment:
-    """Parts that were built from a config, and the resolved config itself as YAML text."""
+    """A checked configuration. Parts are built on demand, so that reading a run does not ask for its training data.
 
-    model: SlotAutoencoder
-    data: Dataset
-    held_out: Dataset | None
-    losses: tuple[Loss, ...]
-    training: Training
+    text: the resolved configuration as YAML.
+    """
+
+    config: Namespace
     text: str
+
+    @property
+    def training(self) -> Training:
+        return self._build("training")
+
+    def model(self, *, device: str = "cpu") -> SlotAutoencoder:
+        """The model; its weights follow from training.seed. On device "meta" no weight is read or made."""
+        torch.manual_seed(self.training.seed)
+        with torch.device(device):
+            return self._build("model")
+
+    def data(self) -> Dataset:
+        return self._build("data")
+
+    def held_out(self) -> Dataset | None:
+        return self._build("held_out")
+
+    def losses(self) -> list[Loss]:
+        return self._build("losses")
+
+    def _build(self, name: str) -> Any:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument(f"--{name}", type=PARTS[name])
+        return parser.instantiate(Namespace(**{name: self.config.clone()[name]}))[name]
+
+
+PARTS: Mapping[str, Any] = {
+    "model": SlotAutoencoder,
+    "data": Dataset,
+    "held_out": Dataset | None,
+    "losses": list[Loss],
+    "training": Training,
+}
 
 
 def experiment_parser(prog: str) -> ArgumentParser:
     """A parser whose options are the parts of an experiment; `--config`, `--print_config` and dotted overrides included."""
     parser = ArgumentParser(prog=prog, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file, such as configs/slot_attention/scenes.yaml")
-    parser.add_argument("--model", type=SlotAutoencoder, required=True, help="a builder of ocl.models, or SlotAutoencoder")
-    parser.add_argument("--data", type=Dataset, default={"class_path": _path(Scenes)}, help="what to train on")
-    parser.add_argument("--held_out", type=Dataset | None, default=None, help="what to score during training; null for nothing")
-    parser.add_argument("--losses", type=list[Loss], default=[{"class_path": _path(Reconstruction)}], help="their sum is minimised")
-    parser.add_argument("--training", type=Training, default=Training(), help="steps, batch, optimizer, precision, what is written")
+    helps: Mapping[str, tuple[str, Any]] = {
+        "model": ("a builder of ocl.models, or SlotAutoencoder", None),
+        "data": ("what to train on", {"class_path": _path(Scenes)}),
+        "held_out": ("what to score during training; null for nothing", None),
+        "losses": ("their sum is minimised", [{"class_path": _path(Reconstruction)}]),
+        "training": ("steps, batch, optimizer, precision, what is written when", Training()),
+    }
+    for name, (text, default) in helps.items():
+        parser.add_argument(f"--{name}", type=PARTS[name], default=default, required=name == "model", help=text)
     return parser
 
 
@@ -66,24 +103,21 @@ def parse(parser: ArgumentParser, argv: Sequence[str], *, packages: Sequence[str
         raise ConfigError(f"{parser.prog}: {_one_message(error)}") from error
 
 
-def build(parser: ArgumentParser, config: Namespace, *, device: str = "cpu") -> Experiment:
-    """Configuration -> parts, with weights that follow from training.seed. On device "meta" no weight is read or made."""
-    text = parser.dump(config.clone(), skip_none=False)
-    torch.manual_seed(config.training.seed)
-    with torch.device(device):
-        parts = parser.instantiate(config)
-    return Experiment(
-        model=parts.model, data=parts.data, held_out=parts.held_out, losses=tuple(parts.losses), training=parts.training, text=text
-    )
+def read(argv: Sequence[str], *, prog: str, packages: Sequence[str] = ()) -> Experiment:
+    """Command line -> experiment. Raises ConfigError at an unknown or ill-typed key, before any part is built."""
+    parser = experiment_parser(prog)
+    config = parse(parser, argv, packages=packages)
+    experiment = Experiment(config, parser.dump(config.clone()))
+    _ = experiment.training  # its values are checked when it is made
+    return experiment
 
 
-def read_run(run: Path, *, packages: Sequence[str] = (), device: str = "cpu", overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment that a run folder, or a checkpoint in it, was trained with, freshly built (weights not loaded)."""
+def read_run(run: Path, *, prog: str, packages: Sequence[str] = ()) -> Experiment:
+    """The experiment that a run folder, or a checkpoint in it, was trained with."""
     path = run / CONFIG
     if not path.is_file():
         raise ConfigError(f"{path} is missing; pass a run folder that `ocl train` wrote.")
-    parser = experiment_parser("ocl")
-    return build(parser, parse(parser, ["--config", str(path), *overrides], packages=packages), device=device)
+    return read(["--config", str(path)], prog=prog, packages=packages)
 
 
 def load_parts(packages: Sequence[str]) -> None:
@@ -113,7 +147,7 @@ def _expand(argv: Sequence[str], packages: Sequence[str]) -> Iterator[str]:
         elif value.lstrip().startswith(("{", "[")):
             value = yaml.safe_dump(_checked(yaml.safe_load(value), packages, key), default_flow_style=True)
         else:
-            value = _checked(value, packages, key)
+            value = _complete(key.removeprefix("--"), _checked(value, packages, key))
         yield f"{key}={value}"
 
 
@@ -133,7 +167,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 def _checked(value: Any, packages: Sequence[str], place: str) -> Any:
     """The same values, builders' short names completed. Raises ConfigError at a string that could name foreign code."""
     if isinstance(value, Mapping):
-        return {key: _checked(item, packages, f"{place}: {key}") for key, item in value.items()}
+        return {
+            key: _complete(key, _checked(item, packages, f"{place}: {key}")) for key, item in value.items()
+        }
     if isinstance(value, list):
         return [_checked(item, packages, place) for item in value]
     if isinstance(value, str):
@@ -143,8 +179,13 @@ def _checked(value: Any, packages: Sequence[str], place: str) -> Any:
                 f"{place}: {value} is not part of ocl; if you trust that package, pass --import {package}; "
                 f"if it is a file, write ./{value}."
             )
-        return f"ocl.models.{value}" if value in ocl.models.__all__ else value
     return value
+
+
+def _complete(key: str, value: Any) -> Any:
+    """A builder's short name -> its path; classes need none, jsonargparse finds them by name."""
+    named = key in ("class_path", "model") and isinstance(value, str) and value in ocl.models.__all__
+    return f"ocl.models.{value}" if named else value
 
 
 def _path(part: type) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
@@ -27,7 +28,7 @@ def held_out_evaluation(
     experiment: Experiment, run: Path, device: torch.device
 ) -> Callable[[nn.Module, int], Mapping[str, float]] | None:
     """What training calls now and then: score the held-out images, write RUN/panels/step-00001000.png. None without any."""
-    held_out = experiment.held_out
+    held_out = experiment.held_out()
     if held_out is None:
         return None
 
@@ -71,7 +72,8 @@ def report(
         baselines = score_baselines(data, protocols=protocols, limit=limit, seed=seed) if with_baselines else {}
     tables = score_tables({f"ours, {masks} masks": scores for masks, scores in found.scores.items()}, baselines,
                           caption=f"{found.images} images; higher is better.")
-    print_tables(tables)
+    console = Console()
+    print_tables(tables, console if console.is_terminal else Console(width=160))  # a file has no width to fit into
     picture = panel(found.examples)
     write_png(folder / "panel.png", picture)
     write_report(

@@ -30,13 +30,14 @@ def main(argv: Sequence[str]) -> int:
     add_device(options)
     known, words = options.parse_known_args(argv)
     no_overrides("ocl segment", words)
-    experiment = read_run(known.run, packages=known.packages)
-    load_model(known.run, experiment.model)
+    experiment = read_run(known.run, prog="ocl segment", packages=known.packages)
+    model = experiment.model()
+    load_model(known.run, model)
     place = device(known.device)
     with Progress(transient=True) as bar:
         task = bar.add_task("segmenting", total=None)
         result = segment(
-            experiment.model.to(place),
+            model,
             known.images,
             known.out or known.run / "segment" / known.images.resolve().name,
             image_size=known.image_size or trained_size(experiment.text),

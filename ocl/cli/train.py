@@ -15,6 +15,7 @@ from ocl.cli.scoring import held_out_evaluation
 from ocl.data.loader import batches
 from ocl.errors import CheckpointError, ConfigError
 from ocl.train import LocalEngine, Outcome, fit
+from ocl.train.checkpoint import fill
 from ocl.train.files import replace_text
 
 FREE_TO_CHANGE = frozenset(
@@ -29,25 +30,26 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     add_device(options)
     known, words = options.parse_known_args(argv)
-    parser = experiments.experiment_parser("ocl train")
     if known.resume and known.run is not None and not any(word.startswith("--config") for word in words):
         words = ["--config", str(known.run / CONFIG), *words]
-    config = experiments.parse(parser, words, packages=known.packages)
+    experiment = experiments.read(words, prog="ocl train", packages=known.packages)
     if known.run is None:
         raise ConfigError("ocl train needs --run FOLDER, the folder to write checkpoints, logs and panels into.")
-    outcome = train(experiments.build(parser, config), known.run, resume=known.resume, on=known.device)
+    outcome = train(experiment, known.run, resume=known.resume, on=known.device)
     print(f"{outcome.checkpoint}: {outcome.step} steps, {outcome.samples} samples")
     return 0 if outcome.stopped_by is None else 130
 
 
 def train(experiment: Experiment, run: Path, *, resume: bool = False, on: str = "auto") -> Outcome:
     """Train into `run`, scoring held-out images on the way. Raises CheckpointError where `run` belongs to another config."""
+    training, place = experiment.training, device(on)
+    model, data, losses = experiment.model(), experiment.data(), experiment.losses()
+    if training.start_from is not None:
+        fill(model, training.start_from)
     _claim(run, experiment.text, resume=resume)
-    training, data = experiment.training, experiment.data
-    place = device(on)
     return fit(
-        LocalEngine(experiment.model, training, device=place),
-        experiment.losses,
+        LocalEngine(model, training, device=place),
+        losses,
         lambda start: batches(data, batch_size=training.batch_size, seed=training.seed, start=start, workers=training.workers),
         training,
         run=run,

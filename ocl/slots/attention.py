@@ -83,8 +83,9 @@ class SlotAttention(SlotModule):
         self._check(features, init)
         tokens = self._prepare(features)
         if self.form == "plain":
-            tokens = (self._heads(self.to_k(tokens)), self._heads(self.to_v(tokens)))
-        slots, attn = self._iterate(tokens, init)
+            slots, attn = self._iterate((self._heads(self.to_k(tokens)), self._heads(self.to_v(tokens))), init)
+        else:
+            slots, attn = self._iterate(tokens, init)
         vectors = slots if self.output is None else self.output(slots)
         return Slots(vectors=vectors, attn=attn, grid=features.grid)
 

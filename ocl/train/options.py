@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ocl.errors import ConfigError
@@ -64,6 +65,7 @@ class Training:
 
     Args:
         steps: number of updates.
+        start_from: weights to begin with, a model.safetensors of the same model; null begins with fresh ones.
         batch_size: images per forward pass.
         accumulate: forward passes per update; one update sees batch_size * accumulate images.
         optimizer: AdamW and its rates.
@@ -82,6 +84,7 @@ class Training:
     """
 
     steps: int = 100_000
+    start_from: Path | None = None
     batch_size: int = 64
     accumulate: int = 1
     optimizer: Optimizer = field(default_factory=Optimizer)
