@@ -75,8 +75,7 @@ def paint(canvas: Array, solids: Sequence[Solid], light: Light) -> tuple[Array, 
 
 def blotches(size: int, field: Array) -> Array:
     """A small random field [n, n], smoothly enlarged to [size, size]."""
-    weights = _enlarging(field.shape[0], size)
-    return weights @ field @ weights.T
+    return _enlarge(np.ascontiguousarray(_enlarge(field.T, size).T), size)
 
 
 @lru_cache(maxsize=16)
@@ -176,14 +175,17 @@ def _sample(field: Array, x: Array, y: Array) -> Array:
     return field.ravel().take(row * cells + column)
 
 
+def _enlarge(rows: Array, size: int) -> Array:
+    """Rows [n, ...] -> [size, ...]. No matrix product: BLAS would wake all its threads for one."""
+    low, high, part = _neighbours(len(rows), size)
+    first = rows[low]
+    return first + part * (rows[high] - first)
+
+
 @lru_cache(maxsize=64)
-def _enlarging(cells: int, size: int) -> Array:
-    """Smoothstep interpolation from cells to pixels: float32 [size, cells]."""
+def _neighbours(cells: int, size: int) -> tuple[Array, Array, Array]:
+    """The two cells around each pixel, and the smoothstep part of the second, float32 [size, 1]."""
     place = np.clip((np.arange(size) + 0.5) / size * cells - 0.5, 0, cells - 1)
-    low = np.minimum(place.astype(int), max(cells - 2, 0))
+    low = place.astype(np.intp)
     part = place - low
-    part = part * part * (3 - 2 * part)
-    weights = np.zeros((size, cells), dtype=np.float32)
-    weights[np.arange(size), low] = 1 - part
-    weights[np.arange(size), np.minimum(low + 1, cells - 1)] += part
-    return weights
+    return low, np.minimum(low + 1, cells - 1), (part * part * (3 - 2 * part)).astype(np.float32)[:, None]
