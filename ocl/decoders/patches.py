@@ -1,25 +1,26 @@
-"""MLP decoder to pixels: the mixing of Locatello et al. 2020 with the MLP of Seitzer et al. 2023, a patch of pixels per place.
+"""MLP decoder to pixels in each slot's own frame: the mixing of Locatello et al. 2020, the reference frames of Biza et al. 2023.
 
-Without convolutions over K pictures of full size it is matrix products only, which makes it the decoder for a CPU.
+A slot says what it is; where it is follows from its attention. So one picture serves everywhere in the image, which takes far
+fewer steps to learn than a picture for every place, and matrix products over patches suit a CPU better than convolutions.
 """
 
 from __future__ import annotations
 
 from typing import final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ocl.decoders.broadcast import check_image_size, check_slots
 from ocl.errors import ConfigError
 from ocl.interfaces import Decoder
-from ocl.nn.mlp import mlp
-from ocl.nn.positions import LearnedCode
+from ocl.nn.frames import frames, seen_from
+from ocl.nn.mlp import he_, mlp
 from ocl.types import Batch, Decoding, Features, Slots
 
 
 @final
 class PatchMLP(Decoder):
-    """Each slot plus a learned place code is decoded at every place to patch x patch colours and opacities.
+    """Each slot, seen from the centre of its attention, is decoded at every place to patch x patch colours and opacities.
 
     Opacities are softmaxed over slots at every pixel. The target is the image itself, in [0, 1].
 
@@ -31,24 +32,25 @@ class PatchMLP(Decoder):
         depth: number of hidden layers.
     """
 
-    def __init__(
-        self, slot_dim: int, *, image_size: int = 64, patch: int = 4, hidden_dim: int = 256, depth: int = 3
-    ) -> None:
+    def __init__(self, slot_dim: int, *, image_size: int = 64, patch: int = 4, hidden_dim: int = 128, depth: int = 3) -> None:
         super().__init__()
         if image_size % patch:
             raise ConfigError(f"PatchMLP needs image_size divisible by patch, got {image_size} and {patch}.")
+        if depth < 2:
+            raise ConfigError(f"PatchMLP needs depth >= 2 to join what a slot is with where it is, got {depth}.")
         self.slot_dim, self.image_size, self.patch = slot_dim, image_size, patch
         self.grid = (image_size // patch, image_size // patch)
-        self.position = LearnedCode(slot_dim, self.grid, std=1.0)
-        self.layers = mlp(slot_dim, hidden_dim, 4 * patch**2, depth=depth)
+        self.what = he_(nn.Linear(slot_dim, hidden_dim, bias=False))
+        self.where = he_(nn.Linear(6, hidden_dim))  # He, not torch's default: coordinates are small numbers
+        self.layers = nn.Sequential(nn.ReLU(), mlp(hidden_dim, hidden_dim, 4 * patch**2, depth=depth - 1))
 
     def forward(self, slots: Slots, batch: Batch, features: Features) -> Decoding:
         """Slots of width slot_dim and images of side image_size -> prediction [B, 3, H, W], masks [B, K, H, W]."""
         check_image_size("PatchMLP", batch, self.image_size)
         check_slots("PatchMLP", slots, self.slot_dim)
-        cells = slots.vectors[:, :, None] + self.position(self.grid)[:, None]
-        channels = self.layers(cells).unflatten(-1, (4, self.patch**2))
-        colours, opacity = channels.split([3, 1], dim=-2)
+        places = seen_from(*frames(slots.attn, slots.grid), self.grid).to(slots.vectors.dtype)
+        cells = self.layers(self.what(slots.vectors)[:, :, None] + self.where(places))
+        colours, opacity = cells.unflatten(-1, (4, self.patch**2)).split([3, 1], dim=-2)
         masks = opacity.softmax(dim=1)
         return Decoding(
             prediction=self._picture((colours * masks).sum(dim=1)), target=batch.image, masks=self._picture(masks).squeeze(-3)

@@ -37,6 +37,8 @@ class SlotAttention(SlotModule):
         form: "absorbed" projects K slots in place of N tokens, which is exact and cheaper; "plain" is the paper's text.
         gradient: "full" through all iterations; "bilevel" through the last, straight through to the initial slots (BO-QSA,
             Jia et al. 2023); "implicit" through one more step at the fixed point (Chang et al. 2022, first order).
+        start: "glorot" weights (published code), or "clusters": weights with which the untrained module is a soft k-means on
+            the features, so that slots part from the first step on. Ours; see docs/training.md for what it saves.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class SlotAttention(SlotModule):
         scale: Literal["slot", "head"] = "slot",
         form: Literal["absorbed", "plain"] = "absorbed",
         gradient: Literal["full", "bilevel", "implicit"] = "full",
+        start: Literal["glorot", "clusters"] = "glorot",
     ) -> None:
         super().__init__()
         if slot_dim % num_heads:
@@ -77,6 +80,8 @@ class SlotAttention(SlotModule):
         self.norm_mlp = nn.LayerNorm(slot_dim)
         self.mlp = mlp(slot_dim, mlp_dim or slot_dim, slot_dim)
         self.output = nn.Sequential(nn.LayerNorm(slot_dim), nn.Linear(slot_dim, out_dim)) if out_dim else None
+        if start == "clusters":
+            start_as_clusters(self)
 
     def forward(self, features: Features, init: Tensor) -> Slots:
         """Features of width feature_dim and initial slots [B, K, slot_dim] -> Slots with vectors [B, K, out_dim]."""
@@ -147,3 +152,27 @@ class SlotAttention(SlotModule):
                 f"SlotAttention expects initial slots [B, K, D] = [{features.tokens.shape[0]}, K, {self.slot_dim}], "
                 f"got {list(init.shape)}."
             )
+
+
+@torch.no_grad()
+def start_as_clusters(attention: SlotAttention, *, sharpness: float = 2.0, place: float = 3.0) -> None:
+    """Set weights with which one iteration is a step of soft k-means: tokens go to the slot they resemble, slots to their mean.
+
+    Keys and values are one projection, queries the slot itself times `sharpness`; the GRU mostly takes over the update, and
+    the residual MLP adds nothing yet. The place code is made `place` times as loud, so that clusters are compact at first.
+    """
+    width = attention.slot_dim
+    nn.init.orthogonal_(attention.to_k.weight, gain=max(1.0, width / attention.feature_dim) ** 0.5)
+    attention.to_v.weight.copy_(attention.to_k.weight)
+    attention.to_q.weight.copy_(sharpness * torch.eye(width, device=attention.to_q.weight.device))
+    gates_in, gates_state = attention.gru.weight_ih, attention.gru.weight_hh  # rows: reset, update, new
+    gates_in[2 * width :] = torch.eye(width, device=gates_in.device)
+    gates_state[2 * width :] = 0
+    gates_in[width : 2 * width] *= 0.3
+    gates_state[width : 2 * width] *= 0.3
+    attention.gru.bias_ih.zero_()
+    attention.gru.bias_hh.zero_()
+    attention.gru.bias_ih[width : 2 * width] = -2.0  # keep about a tenth of the old slot
+    attention.mlp[-1].weight.zero_()
+    if attention.position is not None:
+        attention.position.projection.weight *= place

@@ -11,7 +11,7 @@ model:
     num_slots: 3
     slot_dim: 8
     encoder: {class_path: CNN, init_args: {width: 8, depth: 3, kernel: 3, stride: 8}}
-    decoder: {class_path: PatchMLP, init_args: {slot_dim: 8, patch: 8, hidden_dim: 16, depth: 1}}
+    decoder: {class_path: PatchMLP, init_args: {slot_dim: 8, patch: 8, hidden_dim: 16, depth: 2}}
 data: {class_path: Scenes, init_args: {image_size: 64}}
 held_out: {class_path: Scenes, init_args: {image_size: 64, split: test, size: 6}}
 training: {steps: 4, batch_size: 4, log_every: 2, eval_every: 4, checkpoint_every: 2}

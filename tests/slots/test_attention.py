@@ -155,3 +155,19 @@ def test_shared_gaussian_draws_slots_from_one_distribution():
     slots = init(20_000, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(slots.mean(dim=0), init.mean[0].expand(K, -1), atol=0.05, rtol=0)
     torch.testing.assert_close(slots.std(dim=0), init.log_std.exp()[0].expand(K, -1), atol=0.05, rtol=0)
+
+
+def test_clusters_start_separates_blobs_before_any_training():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(12)[:4] * 6
+    member = torch.arange(4).repeat_interleave(16)
+    tokens = (centres[member] + 0.3 * torch.randn(8, 64, 12, generator=generator)).requires_grad_()
+    agreement = {}
+    for start in ("glorot", "clusters"):
+        torch.manual_seed(0)
+        attention = SlotAttention(12, 16, num_iterations=5, start=start)
+        slots = attention(Features(tokens, (8, 8)), GaussianInit(6, 16)(8, generator=torch.Generator().manual_seed(1)))
+        best = slots.attn.argmax(dim=1)
+        same_truth = member[:, None] == member
+        agreement[start] = float((same_truth == (best[:, :, None] == best[:, None])).float().mean())
+    assert agreement["clusters"] > 0.9 > agreement["glorot"]
