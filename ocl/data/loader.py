@@ -6,7 +6,9 @@ a run resumes by giving `start`, the number of samples already used. No global r
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -155,10 +157,18 @@ def _cause(error: Exception) -> Exception:
 def _leave_signals_to_the_main_process(worker: int) -> None:
     """A signal to the whole process group (Ctrl-C, `timeout`, Slurm) must not kill the readers of a run that saves itself.
 
-    Workers end when the main process tells them to, or when they see that it is gone.
+    SIGTERM from the main process still ends a worker: that is how Python ends those that are left when it exits.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS; only there does a SIGTERM to the group still end the run
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _as_it_is(value: Any) -> Any:

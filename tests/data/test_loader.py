@@ -1,7 +1,11 @@
 """The stream of batches as a function of its position; samples kept in memory."""
 
 import os
+import signal
+import subprocess
+import sys
 import warnings
+from contextlib import suppress
 from itertools import islice
 from typing import final
 
@@ -193,6 +197,23 @@ def test_other_errors_of_a_worker_keep_their_kind():
     with pytest.raises(RuntimeError, match="a bug of the dataset") as caught:
         keys(batches(Numbers(8, fatal=(0, fail)), batch_size=2, seed=0, shuffle=False, workers=1), 1)
     assert not isinstance(caught.value, DataError)
+
+
+def test_a_program_that_ends_in_the_middle_of_a_stream_leaves_no_worker():
+    code = (
+        "from ocl.data import Scenes; from ocl.data.loader import batches\n"
+        "kept = [batches(Scenes(), batch_size=2, seed=0, workers=2)]\n"
+        "print(next(kept[0]).keys)\n"
+        "import builtins; builtins.kept = kept  # nothing closes it before the interpreter ends\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        out, _ = process.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail("workers outlived the program")
+    assert process.returncode == 0 and "scenes/plain/train/1" in out
 
 
 def test_kept_samples_are_read_once_and_weighed():
