@@ -134,8 +134,8 @@ def _parcels(reader: _Reader, jobs: Iterable[Job], workers: int) -> Iterator[_Pa
     try:
         yield from loader
     except (RuntimeError, ConnectionError, EOFError) as error:
-        cause = _cause(error)
-        if not str(cause).startswith("DataLoader worker (pid"):
+        cause = _cause(error, workers)
+        if cause is None:
             raise
         raise DataError(
             f"a worker process that reads {type(reader.dataset).__name__} died ({cause}), often for lack of memory or shared "
@@ -143,10 +143,12 @@ def _parcels(reader: _Reader, jobs: Iterable[Job], workers: int) -> Iterator[_Pa
         ) from cause
 
 
-def _cause(error: Exception) -> Exception:
-    """What the loader says of a dead worker: at once, or by a signal soon after a half-sent batch was noticed."""
+def _cause(error: Exception, workers: int) -> Exception | None:
+    """What the loader says of a dead worker, None where none died. It tells so at once, or soon after a pipe broke."""
     if isinstance(error, RuntimeError):
-        return error
+        return error if str(error).startswith("DataLoader worker (pid") else None
+    if workers == 0 or str(error).startswith("Caught "):  # an error of the dataset itself, here or in a worker
+        return None
     try:
         time.sleep(1)
     except RuntimeError as late:

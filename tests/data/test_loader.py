@@ -190,12 +190,14 @@ def test_a_dead_worker_is_an_error_with_a_way_out(index):
         keys(batches(dying, batch_size=2, seed=0, shuffle=False, workers=1), 4)
 
 
-def test_other_errors_of_a_worker_keep_their_kind():
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", [RuntimeError, ConnectionResetError])
+def test_other_errors_of_a_dataset_keep_their_kind(workers, kind):
     def fail():
-        raise RuntimeError("a bug of the dataset")
+        raise kind("a bug of the dataset")
 
-    with pytest.raises(RuntimeError, match="a bug of the dataset") as caught:
-        keys(batches(Numbers(8, fatal=(0, fail)), batch_size=2, seed=0, shuffle=False, workers=1), 1)
+    with pytest.raises(kind, match="a bug of the dataset") as caught:
+        keys(batches(Numbers(8, fatal=(0, fail)), batch_size=2, seed=0, shuffle=False, workers=workers), 1)
     assert not isinstance(caught.value, DataError)
 
 
