@@ -18,7 +18,7 @@ help:
 
 ## make demo       train on drawn scenes, score against trivial baselines, write runs/demo/report.html (10 minutes on 2 cores)
 demo: $(READY)
-	$(BIN)/ocl demo --run $(RUN) --seed $(SEED) $(if $(PHOTOS),--photos $(PHOTOS))
+	$(BIN)/ocl demo --config configs/slot_attention/scenes_cpu.yaml --run $(RUN) --training.seed $(SEED) --resume $(if $(PHOTOS),--photos $(PHOTOS))
 
 ## make test       the default test tier (under 10 minutes on 2 cores, no network)
 test: $(READY)
@@ -57,6 +57,7 @@ $(READY): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel pybind11 -c constraints.txt
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[data,dev]"
+	@$(BIN)/python -c "from ocl.ops import native_summary; print('ocl native code:', native_summary())"
 	@touch $(READY)
 
 clean:

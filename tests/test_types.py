@@ -1,6 +1,8 @@
 """Values check themselves when they are made, and say how to mend what came."""
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -65,3 +67,12 @@ def test_empty_batch_is_a_batch():
 def test_missing_extra_says_how_to_install_it_and_survives_a_data_worker():
     error = pickle.loads(pickle.dumps(MissingExtra("Stable Diffusion parts", "diffusers", "diffusion")))
     assert str(error) == 'Stable Diffusion parts need diffusers; run: pip install "ocl[diffusion]"'
+
+
+def test_packages_are_there_without_importing_them_one_by_one():
+    done = subprocess.run(
+        [sys.executable, "-c", "import ocl; print(ocl.ops.active_backend(), ocl.types.Batch.__name__); ocl.nothing"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["auto", "Batch"]
+    assert "no attribute 'nothing'" in done.stderr

@@ -39,7 +39,7 @@ def main() -> int:
     row = measure(num_pairs=1000 if known.quick else 10_000, num_looped=10 if known.quick else 100)
     print("ours {ours:.0f} pairs/s, loop of one-hot tensors {loop:.2f} pairs/s, ratio {ratio:.0f}".format(**row))
     if known.out:
-        result = {"benchmark": "segmentation_throughput", "threads": known.threads, "native": native_summary(), **row}
+        result = {"benchmark": "segmentation_throughput", "threads": known.threads, "native": native_summary(), "rows": [row]}
         known.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 

@@ -8,17 +8,20 @@ from pathlib import Path
 import torch
 
 from ocl.cli import experiment as experiments
+from ocl.cli.experiment import Experiment
 from ocl.cli.options import add_device, command, device, existing
-from ocl.cli.scoring import report
+from ocl.cli.scoring import MASKS, report
 from ocl.cli.segment import trained_size
 from ocl.cli.train import train
+from ocl.data import Dataset
 from ocl.data.decode import read_image
 from ocl.errors import ConfigError
-from ocl.evaluate.discovery import Discovery
+from ocl.evaluate.discovery import Discovery, evaluate
 from ocl.evaluate.report import Picture
 from ocl.evaluate.segment import segment
 from ocl.models import SlotAutoencoder
 from ocl.train import load_model
+from ocl.train.checkpoint import fill
 
 SCORES = ("FG-ARI[coda]", "mBO_i[coda]")
 
@@ -36,12 +39,13 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("ocl demo scores held-out images; give the config a `held_out` dataset.")
     if known.photos is not None:
         existing(known.photos, "a folder of photographs")
+    place = device(known.device)
+    earlier = shipped_scores(experiment, held_out, place)
     outcome = train(experiment, known.run, resume=known.resume, on=known.device)
     if outcome.stopped_by is not None:
         return 130
     model = experiment.model()
     load_model(known.run, model)
-    place = device(known.device)
     photos: list[Picture] = []
     if known.photos is not None:
         size = trained_size(experiment.text)
@@ -50,11 +54,22 @@ def main(argv: Sequence[str]) -> int:
         model, held_out, known.run,
         title="Object-centric learning in ten minutes",
         summary="A slot autoencoder trained from pixels alone, without labels, beside segmenters that learn nothing.",
-        protocols=["coda"], device=place, log=known.run / "log.jsonl", configuration=experiment.text, more=photos,
+        protocols=["coda"], device=place, earlier=earlier, log=known.run / "log.jsonl", configuration=experiment.text, more=photos,
     )
     print(verdict(found, baselines))
     print(f"open {known.run / 'report.html'}")
     return 0
+
+
+def shipped_scores(experiment: Experiment, held_out: Dataset, place: torch.device) -> dict[str, Mapping[str, float]]:
+    """Scores of the weights that training starts from, where it starts from any."""
+    weights = experiment.training.start_from
+    if weights is None:
+        return {}
+    model = experiment.model()
+    fill(model, weights)
+    found = evaluate(model, held_out, device=place, num_examples=0)
+    return {f"{MASKS[masks]}, before this training": scores for masks, scores in found.scores.items()}
 
 
 def segment_photos(model: SlotAutoencoder, photos: Path, out: Path, *, image_size: int, device: torch.device) -> list[Picture]:

@@ -22,6 +22,7 @@ from ocl.vis.panels import panel
 from ocl.vis.png import write_png
 
 PANEL_ROWS = 8
+MASKS = {"slots": "slot masks", "decoder": "decoder masks"}
 
 
 def held_out_evaluation(
@@ -58,11 +59,15 @@ def report(
     seed: int = 0,
     batch_size: int = 32,
     with_baselines: bool = True,
+    earlier: Mapping[str, Mapping[str, float]] | None = None,
     log: Path | None = None,
     configuration: str = "",
     more: Sequence[Picture] = (),
 ) -> tuple[Discovery, dict[str, dict[str, float]]]:
-    """Score a model and the trivial baselines, print the tables, write FOLDER/report.html, scores.json and panel.png."""
+    """Score a model and the trivial baselines, print the tables, write FOLDER/report.html, scores.json and panel.png.
+
+    earlier: scores of our own that were found before, by the name of their row.
+    """
     total = len(data) if limit is None else min(limit, len(data))
     with Progress(transient=True) as bar:
         task = bar.add_task("scoring the model", total=total)
@@ -70,8 +75,8 @@ def report(
                          num_examples=PANEL_ROWS, progress=lambda done: bar.update(task, completed=done))
         bar.update(task, description="scoring the baselines")
         baselines = score_baselines(data, protocols=protocols, limit=limit, seed=seed) if with_baselines else {}
-    tables = score_tables({f"ours, {masks} masks": scores for masks, scores in found.scores.items()}, baselines,
-                          caption=f"{found.images} images; higher is better.")
+    ours = {MASKS[masks]: scores for masks, scores in found.scores.items()}
+    tables = score_tables({**ours, **(earlier or {})}, baselines, caption=f"{found.images} images; higher is better.")
     console = Console()
     print_tables(tables, console if console.is_terminal else Console(width=160))  # a file has no width to fit into
     picture = panel(found.examples)
