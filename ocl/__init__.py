@@ -8,7 +8,7 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _PACKAGES = frozenset(
-    "data decoders encoders errors evaluate interfaces losses metrics models nn ops slots train types vis".split()
+    ["data", "decoders", "encoders", "errors", "evaluate", "interfaces", "losses", "metrics", "models", "nn", "ops", "slots", "train", "types", "vis"]
 )
 
 
