@@ -7,9 +7,10 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_PACKAGES = frozenset(
-    ["data", "decoders", "encoders", "errors", "evaluate", "interfaces", "losses", "metrics", "models", "nn", "ops", "slots", "train", "types", "vis"]
-)
+_PACKAGES = frozenset({
+    "data", "decoders", "encoders", "errors", "evaluate", "interfaces", "losses", "metrics", "models", "nn", "ops", "slots",
+    "train", "types", "vis",
+})  # fmt: skip
 
 
 def __getattr__(name: str) -> ModuleType:
