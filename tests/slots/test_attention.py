@@ -171,3 +171,14 @@ def test_clusters_start_separates_blobs_before_any_training():
         same_truth = member[:, None] == member
         agreement[start] = float((same_truth == (best[:, :, None] == best[:, None])).float().mean())
     assert agreement["clusters"] > 0.9 > agreement["glorot"]
+
+
+@pytest.mark.parametrize("gradient", ["full", "bilevel", "implicit"])
+def test_autocast_loses_no_gradient_to_iterations_that_ran_without_one(gradient):
+    features, init = example()
+    attention = module(gradient=gradient, position=True, input_mlp=True, out_dim=6).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        vectors = attention(Features(features.tokens.float(), GRID), init.float()).vectors
+    vectors.float().square().sum().backward()
+    for name, parameter in attention.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
