@@ -22,11 +22,11 @@ demo: $(READY)
 
 ## make test       the default test tier (under 10 minutes on 2 cores, no network)
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
 
 ## make test-all   every test that this machine can run
 test-all: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 ## make test-gpu   tests that need a CUDA device
 test-gpu: $(READY)

@@ -46,6 +46,10 @@ def test_make_targets_exist():
     assert set(re.findall(r"^    make ([a-z-]+)", README, flags=re.MULTILINE)) <= targets
 
 
+def test_nothing_is_left_to_fill_in():
+    assert "@@" not in README
+
+
 def test_links_point_at_files():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target

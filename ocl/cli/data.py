@@ -16,7 +16,7 @@ from ocl.vis.sheet import contact_sheet
 
 
 def main(argv: Sequence[str]) -> int:
-    options = command("data", "Preview or check a dataset, given as --data Scenes --data.level textured, or in a --config.")
+    options = command("data", "Preview or check (named first) a dataset: --data Scenes --data.level textured, or --config.")
     options.add_argument("action", choices=["preview", "check"])
     options.add_argument("--out", type=Path, default=Path("preview.png"), help="PNG that `preview` writes")
     options.add_argument("--limit", type=int, help="images to look at; default 24 for preview, all for check")

@@ -15,6 +15,7 @@ from ocl.cli.segment import trained_size
 from ocl.cli.train import train
 from ocl.data import Dataset
 from ocl.data.decode import read_image
+from ocl.data.folder import list_images
 from ocl.errors import ConfigError
 from ocl.evaluate.discovery import Discovery, evaluate
 from ocl.evaluate.report import Picture
@@ -23,6 +24,7 @@ from ocl.models import SlotAutoencoder
 from ocl.train import load_model
 from ocl.train.checkpoint import fill
 
+SUMMARY = "A slot autoencoder trained from pixels alone, without labels, beside segmenters that learn nothing."
 SCORES = ("FG-ARI[coda]", "mBO_i[coda]")
 
 
@@ -38,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
     if held_out is None:
         raise ConfigError("ocl demo scores held-out images; give the config a `held_out` dataset.")
     if known.photos is not None:
-        existing(known.photos, "a folder of photographs")
-    place = device(known.device)
+        list_images(existing(known.photos, "a folder of photographs"))
+    place, start = device(known.device), experiment.training.start_from
     earlier = shipped_scores(experiment, held_out, place)
     outcome = train(experiment, known.run, resume=known.resume, on=known.device)
     if outcome.stopped_by is not None:
@@ -53,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     found, baselines = report(
         model, held_out, known.run,
         title="Object-centric learning in ten minutes",
-        summary="A slot autoencoder trained from pixels alone, without labels, beside segmenters that learn nothing.",
+        summary=SUMMARY + (f" It started from {start}, trained on such scenes before." if start is not None else ""),
         protocols=["coda"], device=place, earlier=earlier, log=known.run / "log.jsonl", configuration=experiment.text, more=photos,
     )
     print(verdict(found, baselines))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ocl.cli.data import read_data
 from ocl.cli.experiment import read_run
-from ocl.cli.options import add_device, command, device
+from ocl.cli.options import add_device, command, device, results
 from ocl.cli.scoring import report
 from ocl.errors import ConfigError
 from ocl.metrics import PROTOCOLS
@@ -17,7 +17,7 @@ from ocl.vis.png import write_whole
 
 
 def main(argv: Sequence[str]) -> int:
-    options = command("evaluate", "Score a run. The data is the run's held-out set, or what --data CLASS --data.option names.")
+    options = command("evaluate", "Score a run (named first) on its held-out set, or on what --data CLASS --data.option names.")
     options.add_argument("run", type=Path, help="run folder or checkpoint that `ocl train` wrote")
     options.add_argument("--protocol", nargs="+", default=["coda"], choices=sorted(PROTOCOLS), metavar="NAME",
                          help=f"how scores are computed: {', '.join(sorted(PROTOCOLS))}")
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     data = read_data(words, prog="ocl evaluate", packages=known.packages) if words else experiment.held_out()
     if data is None:
         raise ConfigError(f"{known.run} has no held_out data in its config; pass --data CLASS --data.option VALUE ...")
-    place, folder = device(known.device), known.out or known.run / "evaluation"
+    place, folder = device(known.device), known.out or results(known.run, "evaluation")
     discovery, _ = report(
         model, data, folder,
         title=f"{known.run.name}, step {found.step}, on {type(data).__name__}",

@@ -144,8 +144,8 @@ def _expand(argv: Sequence[str], packages: Sequence[str]) -> Iterator[str]:
             value = next(words, "")
         if key == "--config":
             value = yaml.safe_dump(_checked(_read_yaml(Path(value)), packages, value), sort_keys=False)
-        elif value.lstrip().startswith(("{", "[")):
-            value = yaml.safe_dump(_checked(yaml.safe_load(value), packages, key), default_flow_style=True)
+        elif (parsed := _structure(value)) is not None:
+            value = yaml.safe_dump(_checked(parsed, packages, key), default_flow_style=True)
         else:
             value = _complete(key.removeprefix("--"), _checked(value, packages, key))
         yield f"{key}={value}"
@@ -173,6 +173,7 @@ def _checked(value: Any, packages: Sequence[str], place: str) -> Any:
     if isinstance(value, list):
         return [_checked(item, packages, place) for item in value]
     if isinstance(value, str):
+        _checked(_structure(value), packages, place)  # a part may be written as YAML inside a string
         package = value.partition(".")[0]
         if _DOTTED_NAME.fullmatch(value) and package not in {"ocl", *(name.partition(".")[0] for name in packages)}:
             raise ConfigError(
@@ -180,6 +181,15 @@ def _checked(value: Any, packages: Sequence[str], place: str) -> Any:
                 f"if it is a file, write ./{value}."
             )
     return value
+
+
+def _structure(text: str) -> Mapping[str, Any] | list[Any] | None:
+    """The mapping or list that a string holds as YAML; None for any other string."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    return value if isinstance(value, (Mapping, list)) else None
 
 
 def _complete(key: str, value: Any) -> Any:

@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OCLError as error:
         print(f"ocl {name}: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"ocl {name}: {error}; free some space, or choose another folder.", file=sys.stderr)
+        return 2
 
 
 def _usage() -> str:

@@ -35,6 +35,12 @@ def device(name: str) -> torch.device:
     return found
 
 
+def results(run: Path, name: str) -> Path:
+    """Where a command writes by default: RUN/name, and for a checkpoint, which is removed one day, RUN/name/step-..."""
+    inside = run.parent.name == "checkpoints"
+    return run.parent.parent / name / run.name if inside else run / name
+
+
 def no_overrides(prog: str, words: Sequence[str]) -> None:
     """Raises ConfigError where words are left over."""
     if words:

@@ -73,8 +73,11 @@ def report(
         task = bar.add_task("scoring the model", total=total)
         found = evaluate(model, data, protocols=protocols, batch_size=batch_size, limit=limit, seed=seed, device=device,
                          num_examples=PANEL_ROWS, progress=lambda done: bar.update(task, completed=done))
-        bar.update(task, description="scoring the baselines")
-        baselines = score_baselines(data, protocols=protocols, limit=limit, seed=seed) if with_baselines else {}
+        baselines: dict[str, dict[str, float]] = {}
+        if with_baselines:
+            bar.reset(task, total=total, description="scoring the baselines")
+            baselines = score_baselines(data, protocols=protocols, limit=limit, seed=seed,
+                                        progress=lambda done: bar.update(task, completed=done))
     ours = {MASKS[masks]: scores for masks, scores in found.scores.items()}
     tables = score_tables({**ours, **(earlier or {})}, baselines, caption=f"{found.images} images; higher is better.")
     console = Console()

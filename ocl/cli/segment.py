@@ -10,7 +10,7 @@ import yaml
 from rich.progress import Progress
 
 from ocl.cli.experiment import read_run
-from ocl.cli.options import add_device, command, device, no_overrides
+from ocl.cli.options import add_device, command, device, no_overrides, results
 from ocl.errors import ConfigError
 from ocl.evaluate.segment import segment
 from ocl.train import load_model
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         result = segment(
             model,
             known.images,
-            known.out or known.run / "segment" / known.images.resolve().name,
+            known.out or results(known.run, "segment") / known.images.resolve().name,
             image_size=known.image_size or trained_size(experiment.text),
             resize=known.resize,
             masks=known.masks,

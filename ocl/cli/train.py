@@ -15,7 +15,7 @@ from ocl.cli.scoring import held_out_evaluation
 from ocl.data.loader import batches
 from ocl.errors import CheckpointError, ConfigError
 from ocl.train import LocalEngine, Outcome, fit
-from ocl.train.checkpoint import fill
+from ocl.train.checkpoint import fill, latest
 from ocl.train.files import replace_text
 
 FREE_TO_CHANGE = frozenset(
@@ -44,7 +44,7 @@ def train(experiment: Experiment, run: Path, *, resume: bool = False, on: str = 
     """Train into `run`, scoring held-out images on the way. Raises CheckpointError where `run` belongs to another config."""
     training, place = experiment.training, device(on)
     model, data, losses = experiment.model(), experiment.data(), experiment.losses()
-    if training.start_from is not None:
+    if training.start_from is not None and not (resume and latest(run)):
         fill(model, training.start_from)
     _claim(run, experiment.text, resume=resume)
     return fit(

@@ -90,13 +90,21 @@ def score_baselines(
     limit: int | None = None,
     seed: int = 0,
     workers: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Scores of segmenters that learn nothing, on the images that `evaluate` scores: baseline -> name with protocol -> value."""
+    """Scores of segmenters that learn nothing, on the images that `evaluate` scores: baseline -> name with protocol -> value.
+
+    progress: called with the number of images done.
+    """
+    done = 0
     tallies = {name: Tally(protocols) for name in baselines}
     generators = {name: torch.Generator().manual_seed(seed) for name in baselines}
     for batch in _scored_batches(dataset, batch_size, limit, workers):
         for name, segmenter in baselines.items():
             tallies[name].update(segmenter(batch.image, generators[name]), batch)
+        done += len(batch)
+        if progress is not None:
+            progress(done)
     return {name: tally.compute() for name, tally in tallies.items()}
 
 

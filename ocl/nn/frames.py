@@ -14,12 +14,14 @@ def frames(attn: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Attention [B, K, N] over a token grid -> centre and spread of each slot, [B, K, 2] each, as (y, x) in image sides.
 
     centre: attention-weighted mean of the cell centres, in (0, 1). spread: the standard deviation along each axis, at least
-    SMALLEST. Gradients flow into the attention: a slot is pulled to where its picture would fit better.
+    SMALLEST. Gradients flow into the attention: a slot is pulled to where its picture would fit better. In float32 or wider,
+    also under autocast: bfloat16 is coarser than SMALLEST.
     """
+    attn = attn.to(torch.promote_types(attn.dtype, torch.float32))
     places = coordinates(grid, device=attn.device, dtype=attn.dtype)[:, :2]
-    weights = attn / (attn.sum(dim=-1, keepdim=True) + 1e-6)
-    centre = weights @ places
-    variance = weights @ places.square() - centre.square()
+    weights = (attn / (attn.sum(dim=-1, keepdim=True) + 1e-6))[..., None]
+    centre = (weights * places).sum(dim=2)  # not a matrix product, which autocast would round
+    variance = (weights * (places - centre[:, :, None]).square()).sum(dim=2)
     return centre, variance.clamp_min(SMALLEST**2).sqrt()
 
 

@@ -133,16 +133,18 @@ def fill(model: nn.Module, path: Path) -> None:
 def _read_state(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        if state["format"] != _FORMAT:
-            way_out = "read it with the version of ocl that wrote it"
-            raise CheckpointError(f"{path} has format {state['format']}, but this version reads format {_FORMAT}; {way_out}.")
+        written = state["format"]
         files = {name: {"bytes": int(file["bytes"]), "sha256": str(file["sha256"])} for name, file in state["files"].items()}
         numbers = (int(state["step"]), int(state["samples"]), int(state["seed"]))
-        return Checkpoint(path, *numbers, engine=dict(state["engine"]), files=files)
+        found = Checkpoint(path, *numbers, engine=dict(state["engine"]), files=files)
     except OSError as error:
         raise CheckpointError(f"{path / STATE} cannot be read ({error.strerror}); {_other(path)}.") from error
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path / STATE} is damaged ({type(error).__name__}: {error}); {_other(path)}.") from error
+    if written != _FORMAT:
+        way_out = "read it with the version of ocl that wrote it"
+        raise CheckpointError(f"{path} has format {written}, but this version reads format {_FORMAT}; {way_out}.")
+    return found
 
 
 def _verify(found: Checkpoint, names: Iterable[str]) -> None:

@@ -70,7 +70,8 @@ def fit(
             step, samples = step + 1, samples + consumed
             display.step(step)
 
-            stopping = stop.signal_name is not None  # read once: a later signal ends the next step, not this one without a save
+            asked = stop.signal_name is not None  # read once: a later signal ends the next step, not this one without a save
+            stopping = asked and step < training.steps  # a run that is done is done
             save_due = stopping or _due(step, training.checkpoint_every, training)
             evaluation_due = not stopping and _due(step, training.eval_every, training)
             if not (save_due or evaluation_due or step % training.log_every == 0):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from ocl.cli.main import COMMANDS, main
 from ocl.train import checkpoint
@@ -46,11 +47,17 @@ def test_training_can_start_from_the_weights_of_another_run(tiny_config, tiny_ru
     weights = checkpoint.latest(tiny_run) / checkpoint.MODEL
     words = ["train", "--config", str(tiny_config), "--run", str(tmp_path / "run"), "--training.start_from", str(weights)]
     assert main([*words, "--training.optimizer.lr", "1e-12"]) == 0
-    from safetensors.torch import load_file
-
     old, new = load_file(weights), load_file(checkpoint.latest(tmp_path / "run") / checkpoint.MODEL)
     for name in old:
         torch.testing.assert_close(new[name], old[name], atol=1e-6, rtol=0)
+
+
+def test_a_run_resumes_without_the_weights_it_started_from(tiny_config, tiny_run, tmp_path):
+    weights = shutil.copyfile(checkpoint.latest(tiny_run) / checkpoint.MODEL, tmp_path / "weights.safetensors")
+    words = ["train", "--run", str(tmp_path / "run")]
+    assert main([*words, "--config", str(tiny_config), "--training.start_from", str(weights)]) == 0
+    weights.unlink()
+    assert main([*words, "--resume", "--training.steps", "6"]) == 0
 
 
 def test_evaluation_prints_a_table_and_writes_report_scores_and_images(tiny_run, tmp_path, capsys):
@@ -105,7 +112,30 @@ def test_data_preview_and_check(tmp_path, capsys):
     assert main(["data", "preview", *words, "--out", str(picture), "--limit", "4"]) == 0
     assert Image.open(picture).size[0] > 4 * 64
     assert main(["data", "check", *words]) == 0
-    assert "5" in capsys.readouterr().out
+    assert "5 images" in capsys.readouterr().out
+
+
+def test_demo_looks_at_the_photographs_before_it_trains(tiny_config, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    assert main(["demo", "--config", str(tiny_config), "--run", str(tmp_path / "demo"), "--photos", str(folder)]) == 2
+    assert "holds no image" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_results_are_not_written_into_a_checkpoint(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    newest = checkpoint.latest(run)
+    before = sorted(newest.iterdir())
+    assert main(["evaluate", str(newest), "--limit", "2", "--no_baselines"]) == 0
+    assert sorted(newest.iterdir()) == before
+    assert (run / "evaluation" / newest.name / "report.html").is_file()
+
+
+def test_a_run_folder_that_cannot_be_made_is_an_error_not_a_traceback(tiny_config, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", "--config", str(tiny_config), "--run", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err
 
 
 def test_demo_trains_scores_and_segments_photographs(tiny_config, tmp_path, capsys):

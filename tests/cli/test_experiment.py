@@ -79,7 +79,16 @@ def stranger(tmp_path, monkeypatch):
     sys.modules.pop("stranger_parts", None)
 
 
-@pytest.mark.parametrize("text", ["model: stranger_parts.start", "model: {class_path: stranger_parts.start}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: stranger_parts.start",
+        "model: {class_path: stranger_parts.start}",
+        "model: '{class_path: stranger_parts.start}'",
+        'model: "class_path: stranger_parts.start"',
+        "losses: ['{class_path: stranger_parts.start}']",
+    ],
+)
 def test_a_config_never_imports_a_package_that_was_not_named(tmp_path, stranger, text):
     path = tmp_path / "foreign.yaml"
     path.write_text(text)
@@ -88,9 +97,12 @@ def test_a_config_never_imports_a_package_that_was_not_named(tmp_path, stranger,
     assert stranger not in sys.modules
 
 
-def test_an_override_never_imports_a_package_that_was_not_named(tiny_config, stranger):
+@pytest.mark.parametrize(
+    "value", ["stranger_parts.start", "{class_path: stranger_parts.start}", "class_path: stranger_parts.start"]
+)
+def test_an_override_never_imports_a_package_that_was_not_named(tiny_config, stranger, value):
     with pytest.raises(ConfigError, match="--import stranger_parts"):
-        read(tiny_config, "--model.init", "stranger_parts.start")
+        read(tiny_config, "--model.init", value)
     assert stranger not in sys.modules
 
 

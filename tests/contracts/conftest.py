@@ -16,7 +16,7 @@ import ocl
 from ocl.decoders import FeatureMLP, PatchMLP, SpatialBroadcast
 from ocl.encoders import CNN, DINO, MAE, DINOv2, DINOv3, ResNet, ViT
 from ocl.interfaces import Decoder, Encoder, Loss, SlotInit, SlotModule
-from ocl.losses import Reconstruction
+from ocl.losses import MaskEntropy, Reconstruction
 from ocl.slots import GaussianInit, LearnedGaussianInit, LearnedInit, SlotAttention
 from ocl.types import Batch, Decoding, Features, Output, Slots, Step
 
@@ -79,8 +79,10 @@ def _loss_inputs(batch_size, draw):
 
 
 def _slots(vectors):
-    attn = vectors.new_full((*vectors.shape[:2], GRID[0] * GRID[1]), 1 / vectors.shape[1])
-    return Slots(vectors, attn, GRID)
+    """Slots that look at different places, each as its vector says, so that permuting vectors permutes the maps."""
+    wide = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32))
+    places = torch.randn(SLOT_DIM, GRID[0] * GRID[1], generator=torch.Generator().manual_seed(0)).to(wide)
+    return Slots(vectors, (2 * wide @ places).softmax(dim=1), GRID)
 
 
 def _run_encoder(part, image):
@@ -103,7 +105,7 @@ def _run_decoder(part, vectors, image, tokens, instances):
 
 
 def _run_loss(part, vectors, image, tokens, instances, prediction):
-    output = Output(Features(tokens, GRID), _slots(vectors), Decoding(prediction, image))
+    output = Output(Features(tokens, GRID), _slots(vectors), Decoding(prediction, image, prediction.softmax(dim=1)))
     return {"loss": part(Step(Batch(image, instances), output))}
 
 
@@ -154,6 +156,7 @@ EXAMPLES = [
     Example(Decoder, "FeatureMLP", lambda vit: FeatureMLP(SLOT_DIM, FEATURE_DIM, grid=GRID, hidden_dim=16, depth=2)),
     Example(Decoder, "FeatureMLP-other-grid", lambda vit: FeatureMLP(SLOT_DIM, FEATURE_DIM, grid=(3, 2), hidden_dim=16)),
     Example(Loss, "Reconstruction", lambda vit: Reconstruction(weight=0.5)),
+    Example(Loss, "MaskEntropy", lambda vit: MaskEntropy(weight=0.5)),
 ]
 
 

@@ -37,3 +37,12 @@ def test_gradient_pulls_the_attention():
 def test_an_empty_map_gives_finite_frames():
     centre, spread = frames(torch.zeros(1, 1, 16), (4, 4))
     assert torch.isfinite(centre).all() and torch.isfinite(spread).all()
+
+
+def test_frames_keep_their_precision_under_autocast():
+    attn = (6 * torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(0))).softmax(dim=1)
+    expected = frames(attn.double(), (8, 8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = frames(attn, (8, 8))
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left.double(), right, atol=1e-5, rtol=1e-4)
