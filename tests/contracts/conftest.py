@@ -81,7 +81,7 @@ def _loss_inputs(batch_size, draw):
 def _slots(vectors):
     """Slots that look at different places, each as its vector says, so that permuting vectors permutes the maps."""
     wide = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32))
-    places = torch.randn(SLOT_DIM, GRID[0] * GRID[1], generator=torch.Generator().manual_seed(0)).to(wide)
+    places = torch.randn(vectors.shape[-1], GRID[0] * GRID[1], generator=torch.Generator().manual_seed(0)).to(wide)
     return Slots(vectors, (2 * wide @ places).softmax(dim=1), GRID)
 
 
