@@ -21,7 +21,7 @@ from ocl.slots import SlotAttention
 from ocl.types import Features
 
 SHAPES = [  # batch, tokens N, feature width D, slot width, slots K
-    (8, 1024, 768, 768, 7),
+    (32, 1024, 768, 768, 7),
     (8, 256, 768, 768, 7),
     (8, 1024, 384, 384, 11),
     (8, 4096, 64, 64, 7),
@@ -75,10 +75,11 @@ def _pass(module: SlotAttention, x: Tensor, init: Tensor) -> list[Tensor]:
 
 
 def _check(plain: list[Tensor], absorbed: list[Tensor]) -> None:
-    """Every output and gradient within 1e-4 of its own norm, or of rounding where it is zero in theory."""
+    """Every output and gradient within 1e-4 of its own norm, or of rounding beside the others where it is zero in theory."""
+    rounding = 1e-6 * max(float(gradient.detach().norm()) for gradient in plain[1:])
     for left, right in zip(plain, absorbed, strict=True):
         error, norm = float((left - right).detach().norm()), float(left.detach().norm())
-        if error > 1e-4 * norm + 1e-9:
+        if error > 1e-4 * norm + rounding:
             raise SystemExit(f"the two forms disagree by {error:.1e} of {norm:.1e}; no speed is reported for a wrong result")
 
 

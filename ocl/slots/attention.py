@@ -173,6 +173,8 @@ def start_as_clusters(attention: SlotAttention, *, sharpness: float = 2.0, place
     attention.gru.bias_ih.zero_()
     attention.gru.bias_hh.zero_()
     attention.gru.bias_ih[width : 2 * width] = -2.0  # keep about a tenth of the old slot
-    attention.mlp[-1].weight.zero_()
+    last = attention.mlp[-1]
+    assert isinstance(last, nn.Linear)
+    last.weight.zero_()
     if attention.position is not None:
         attention.position.projection.weight *= place

@@ -26,6 +26,41 @@ def test_grouping_step_is_its_formula(eps_on):
     torch.testing.assert_close(updates, torch.einsum("bhkn,bhne->bhke", weights / total, value))
 
 
+@pytest.mark.parametrize("eps_on", ["weights", "denominator"])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_shared_tokens_have_the_gradients_of_two_tensors(eps_on, wanted):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 2, 3, 5, generator=generator, dtype=torch.float64, requires_grad=wanted[0])
+    x = torch.randn(2, 2, 7, 5, generator=generator, dtype=torch.float64, requires_grad=wanted[1])
+
+    def shared(query, x):
+        return slot_attention(query, x, x, scale=0.7, eps=1e-3, eps_on=eps_on)
+
+    def apart(query, x):
+        return slot_attention(query, x, x.clone(), scale=0.7, eps=1e-3, eps_on=eps_on)
+
+    for left, right in zip(shared(query, x), apart(query, x), strict=True):
+        torch.testing.assert_close(left, right)
+    assert torch.autograd.gradcheck(shared, (query, x))
+    inputs = [tensor for tensor in (query, x) if tensor.requires_grad]
+    found, expected = (
+        torch.autograd.grad(sum(part.sin().sum() for part in form(query, x)), inputs) for form in (shared, apart)
+    )
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_shared_tokens_compute_in_the_dtype_of_autocast():
+    query, x = torch.randn(1, 1, 3, 8, requires_grad=True), torch.randn(1, 1, 9, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        updates, attn = slot_attention(query, x, x)
+    assert (updates.dtype, attn.dtype) == (torch.bfloat16, torch.float32)
+    updates.float().square().sum().backward()
+    exact = torch.autograd.grad(slot_attention(query, x, x)[0].square().sum(), [query, x])
+    for tensor, reference in zip((query, x), exact, strict=True):
+        assert float((tensor.grad - reference).norm() / reference.norm()) < 0.03
+
+
 def test_softmax_stays_in_float32_so_that_eps_survives_half_precision():
     query = torch.full((1, 1, 2, 4), 30.0, dtype=torch.bfloat16)
     query[:, :, 1] = -30
