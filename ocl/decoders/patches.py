@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import final
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocl.decoders.broadcast import check_image_size, check_slots
@@ -58,5 +59,5 @@ class PatchMLP(Decoder):
 
     def _picture(self, cells: Tensor) -> Tensor:
         """[..., places, C, patch * patch] -> [..., C, H, W]."""
-        rows = cells.unflatten(-3, self.grid).unflatten(-1, (self.patch, self.patch))
-        return rows.movedim(-3, -5).transpose(-3, -2).flatten(-4, -3).flatten(-2, -1)
+        channels = cells.flatten(-2).transpose(-2, -1).unflatten(-1, self.grid)
+        return F.pixel_shuffle(channels, self.patch)

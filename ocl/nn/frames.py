@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ocl.nn.positions import coordinates
+from ocl.ops.slot_attention import at_least_float32
 
 SMALLEST = 0.05  # spread of a slot that looks at one point, as a share of the image's side
 
@@ -17,7 +18,7 @@ def frames(attn: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     SMALLEST. Gradients flow into the attention: a slot is pulled to where its picture would fit better. In float32 or wider,
     also under autocast: bfloat16 is coarser than SMALLEST.
     """
-    attn = attn.to(torch.promote_types(attn.dtype, torch.float32))
+    attn = at_least_float32(attn)
     places = coordinates(grid, device=attn.device, dtype=attn.dtype)[:, :2]
     weights = (attn / (attn.sum(dim=-1, keepdim=True) + 1e-6))[..., None]
     centre = (weights * places).sum(dim=2)  # not a matrix product, which autocast would round
