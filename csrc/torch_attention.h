@@ -155,20 +155,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> register_attention_ba
   work.grad_output = view_of(grad);
   work.grad_maps = floats(grad_of_maps);
   work.logsumexp = floats(saved);
-  const Tensor none = new_tensor(query, {0});
+  const auto none = [&] { return new_tensor(query, {0}); };  // results must not share memory
   const auto slots = [&](int bit, View& view) {
-    if (!wants(wanted, bit)) return none;
+    if (!wants(wanted, bit)) return none();
     Tensor made = new_rows(query, in.B, in.H, in.K, in.D);
     view = view_of(made);
     return made;
   };
   const auto registers = [&](int bit, View& view) {
-    if (!wants(wanted, bit)) return none;
+    if (!wants(wanted, bit)) return none();
     Tensor made = new_shared_rows(query, in.H, in.R, in.D);
     view = view_of(made);
     return made;
   };
-  Tensor grad_query = none;
+  Tensor grad_query = none();
   if (wants(wanted, 0)) {
     grad_query = new_rows(query, in.B, in.H, in.M, in.D);
     work.grad_query = view_of(grad_query);
@@ -243,15 +243,15 @@ std::tuple<Tensor, Tensor, Tensor> slot_attention_backward(const Tensor& grad_up
   work.updates = view_of(saved), work.grad_updates = view_of(grad);
   work.total = floats(totals);
   work.grad_attn = floats(grad_of_attn);
-  const Tensor none = new_tensor(query, {0});
+  const auto none = [&] { return new_tensor(query, {0}); };  // results must not share memory
   const auto made = [&](int bit, int64_t rows, int64_t width, View& view) {
-    if (!wants(wanted, bit)) return none;
+    if (!wants(wanted, bit)) return none();
     Tensor result = new_rows(query, in.B, in.H, rows, width);
     view = view_of(result);
     return result;
   };
   Tensor grad_query = made(0, in.K, in.D, work.grad_query), grad_key = made(1, in.N, in.D, work.grad_key);
-  Tensor grad_value = in.shared ? none : made(2, in.N, in.E, work.grad_value);
+  Tensor grad_value = in.shared ? none() : made(2, in.N, in.E, work.grad_value);
   Device::run(work, query);
   return {grad_query, grad_key, grad_value};
 }

@@ -55,10 +55,10 @@ def register_attention(
     output of that image is zero.
     sink_logits: [H], one more logit per head that takes attention and gives no value (it is not multiplied by `scale`).
     scale: default 1 / sqrt(D).
-    Returns output [B, H, M, D] in the dtype of query, which lies in memory as [B, M, H, D]; with return_maps also maps
-    [B, K, M] in float32 (float64 for float64): attention mass of each slot, mean over heads; 1 - sum over K went to the
-    registers and the sink. Both are differentiable once, deterministic, and computed with float32 softmax and sums. Under
-    autocast inputs are cast as for a matrix product.
+    Returns output [B, H, M, D] in the dtype of query; with return_maps also maps [B, K, M] in float32 (float64 for float64):
+    attention mass of each slot, mean over heads; 1 - sum over K went to the registers and the sink. Both are differentiable
+    once, deterministic, and computed with float32 softmax and sums; the compiled operator writes the output as [B, M, H, D]
+    in memory, so that joining heads is free. Under autocast inputs are cast as for a matrix product.
     Raises ShapeError for ranks, sizes, dtypes or devices that disagree, naming the argument.
     """
     tensors = as_autocast(query, key, value, register_key, register_value)
@@ -347,7 +347,7 @@ def _(  # type: ignore[no-untyped-def]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.scale, _ = inputs
+    *tensors, ctx.scale, ctx.with_maps = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -356,6 +356,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _differentiate(ctx: Any, grad_output: Tensor | None, _: Tensor | None, grad_maps: Tensor | None) -> tuple[Tensor | None, ...]:
     *tensors, slot_mask, sink_logits, logsumexp = ctx.saved_tensors
     needed = (*ctx.needs_input_grad[:5], ctx.needs_input_grad[6])
+    grad_maps = grad_maps if ctx.with_maps else None
     if (grad_output is None and grad_maps is None) or not any(needed):
         return (None,) * 9
     if grad_output is None:

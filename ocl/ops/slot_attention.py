@@ -176,16 +176,18 @@ def _backward(
     if grad_attn is not None:
         dchosen = dchosen + grad_attn
     dlogits = scale * attn * (dchosen - (attn * dchosen).sum(dim=(1, 2), keepdim=True))
-    none = query.new_empty(0, dtype=dtype)
-    grad_query = _rows_outside(dlogits @ tokens, dtype) if wanted & 1 else none
-    grad_key, grad_value = none, none
+    grads: list[Tensor | None] = [None, None, None]
+    if wanted & 1:
+        grads[0] = dlogits @ tokens
     if wanted & 2 and shared:  # both paths are one product: [dlogits; w]^T [query; dupdates]
-        joint = torch.cat([dlogits, weights], dim=2).transpose(-1, -2) @ torch.cat([query, grad_updates], dim=2)
-        grad_key = _rows_outside(joint, dtype)
+        grads[1] = torch.cat([dlogits, weights], dim=2).transpose(-1, -2) @ torch.cat([query, grad_updates], dim=2)
     elif wanted & 2:
-        grad_key = _rows_outside(dlogits.transpose(-1, -2) @ query, dtype)
+        grads[1] = dlogits.transpose(-1, -2) @ query
     if wanted & 4 and not shared:
-        grad_value = _rows_outside(weights.transpose(-1, -2) @ grad_updates, dtype)
+        grads[2] = weights.transpose(-1, -2) @ grad_updates
+    grad_query, grad_key, grad_value = (
+        query.new_empty(0, dtype=dtype) if grad is None else _rows_outside(grad, dtype) for grad in grads
+    )
     return grad_query, grad_key, grad_value
 
 
@@ -227,7 +229,7 @@ def _(  # type: ignore[no-untyped-def]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    query, key, value, *ctx.options, _ = inputs
+    query, key, value, *ctx.options, ctx.with_attn = inputs
     ctx.save_for_backward(query, key, value, output[0], output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -236,6 +238,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _differentiate(ctx: Any, grad_updates: Tensor | None, _: Tensor | None, grad_attn: Tensor | None) -> tuple[Tensor | None, ...]:
     query, key, value, updates, total = ctx.saved_tensors
     needed = ctx.needs_input_grad[:3]
+    grad_attn = grad_attn if ctx.with_attn else None
     if (grad_updates is None and grad_attn is None) or not any(needed):
         return (None,) * 7
     if grad_updates is None:
