@@ -1,4 +1,5 @@
 // The CPU kernels as dispatcher operators: ocl/_attention_cpu.so, loaded by ocl/ops/_library.py.
+#include "ocl/cpu/isa.h"
 #include "torch_attention.h"
 
 namespace ocl {
@@ -23,3 +24,6 @@ struct Cpu {
 }  // namespace ocl
 
 OCL_ATTENTION_OPERATORS(CPU, ocl::Cpu)
+
+// Asked through ctypes: the instruction set that the kernels use on this processor.
+extern "C" __attribute__((visibility("default"))) const char* ocl_cpu_isa() { return ocl::cpu_isa_name(); }

@@ -47,3 +47,19 @@ struct Cuda {
 }  // namespace ocl
 
 OCL_ATTENTION_OPERATORS(CUDA, ocl::Cuda)
+
+// Asked through ctypes before a call is routed here (see ocl/ops/_library.py): is there a kernel for these sizes on this GPU?
+extern "C" __attribute__((visibility("default"))) int ocl_register_attention_cuda_supported(int dtype, int64_t keys, int64_t width) {
+  ocl::RegisterAttention in;
+  in.dtype = static_cast<ocl::Dtype>(dtype);
+  in.B = in.H = in.M = 1, in.R = keys, in.D = width;
+  return ocl::register_attention_cuda_supported(in);
+}
+
+extern "C" __attribute__((visibility("default"))) int ocl_slot_attention_cuda_supported(int dtype, int64_t heads, int64_t slots,
+                                                                                       int64_t width, int64_t value_width, int64_t shared) {
+  ocl::SlotAttention in;
+  in.dtype = static_cast<ocl::Dtype>(dtype);
+  in.B = in.N = 1, in.H = heads, in.K = slots, in.D = width, in.E = value_width, in.shared = shared != 0;
+  return ocl::slot_attention_cuda_supported(in);
+}
