@@ -142,7 +142,7 @@ class OptionalBuild(build_ext):
         libraries = [f"-l{name}" for name in extension.libraries]
         folders = [f"-L{folder}" for folder in extension.library_dirs]
         if extension.name.endswith("_cuda"):
-            run([nvcc(), "-shared", "-cudart", "static", *objects, *folders, *libraries, "-Xlinker", "--no-as-needed", "-o", str(result)])
+            run([nvcc(), "-shared", "-cudart", "static", *objects, *folders, "-Xlinker", "--no-as-needed", *libraries, "-o", str(result)])
         else:
             run([self._cxx(), "-shared", *objects, *folders, "-Wl,--no-as-needed", *libraries, "-o", str(result)])
 
