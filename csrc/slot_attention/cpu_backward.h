@@ -78,7 +78,7 @@ class BackwardTiles {
   void differentiate(int64_t first, int64_t tokens) const {
     const int64_t to_chosen = in_.K * kTileTokens;
     const float* grad_attn = work_.grad_attn == nullptr ? nullptr : work_.grad_attn + image_ * sizes_.slots * in_.N + first;
-    const Floats eps = weight_eps(), ln2 = broadcast(kLn2);
+    const Floats eps = broadcast(weight_eps()), ln2 = broadcast(kLn2);
     for (int64_t lane = 0; lane < tokens; lane += kLanes) {
       Floats mean = {};
       attention().each([&](int64_t slot, float* row) {
@@ -96,24 +96,26 @@ class BackwardTiles {
   }
 
   void make_weights(int64_t tokens) const {
+    const Floats eps = broadcast(weight_eps());
     attention().each([&](int64_t, float* row) {
-      for (int64_t lane = 0; lane < tokens; lane += kLanes) store(row + in_.K * kTileTokens + lane, load(row + lane) + weight_eps());
+      for (int64_t lane = 0; lane < tokens; lane += kLanes) store(row + in_.K * kTileTokens + lane, load(row + lane) + eps);
     });
   }
 
-  Floats weight_eps() const { return broadcast(in_.eps_on_weights ? in_.eps : 0.0f); }
+  float weight_eps() const { return in_.eps_on_weights ? in_.eps : 0.0f; }
 
   void write(int64_t head, int64_t first, int64_t tokens, float* sums) const {
+    const int64_t next = first + tokens, next_tokens = std::min(kTileTokens, in_.N - next);
     const float* grad_logits = attention().head(head);
     if (work_.grad_query.data != nullptr) {
       add_weighted(grad_logits, in_.K, keys_.head(head), tokens, sizes_.key_width, Ahead(), sums);
     }
     if (work_.grad_key.data != nullptr) {
-      combinations(in_.dtype, grad_logits, {queries(head), sizes_.key_width}, in_.shared ? 2 * in_.K : in_.K, tokens, in_.D, Ahead(),
+      combinations(in_.dtype, grad_logits, {queries(head), sizes_.key_width}, in_.shared ? 2 * in_.K : in_.K, tokens, in_.D, keys_.ahead(head, next, next_tokens),
                    address(work_.grad_key, in_.dtype, image_, head, first), work_.grad_key.row);
     }
     if (work_.grad_value.data != nullptr) {
-      combinations(in_.dtype, chosen().head(head), {grad_updates(head), sizes_.value_width}, in_.K, tokens, in_.E, Ahead(),
+      combinations(in_.dtype, chosen().head(head), {grad_updates(head), sizes_.value_width}, in_.K, tokens, in_.E, values_.ahead(head, next, next_tokens),
                    address(work_.grad_value, in_.dtype, image_, head, first), work_.grad_value.row);
     }
   }
