@@ -34,7 +34,7 @@ test-gpu: $(READY)
 
 ## make test-native  C++ tests, and CUDA kernels on a host emulator, under the address and undefined-behaviour sanitizers
 test-native:
-	cmake -S . -B build/native -DOCL_SANITIZE=ON && cmake --build build/native -j$(JOBS) && ctest --test-dir build/native --output-on-failure
+	cmake -S . -B build/native -DOCL_SANITIZE=ON && cmake --build build/native -j$(JOBS) && ctest --test-dir build/native -j$(JOBS) --output-on-failure
 
 ## make bench      every benchmark that runs on a CPU; results under benchmarks/results
 bench: $(READY)
