@@ -31,8 +31,9 @@ def inference(model: SlotAutoencoder) -> Iterator[None]:
 
 
 def run(model: SlotAutoencoder, batch: Batch, *, names: Sequence[str], seed: int, device: torch.device | str) -> Output:
-    """The model's output for a batch, on `device`; the noise under an image's slots follows from `seed` and its name alone."""
-    return model(batch.to(device), noise=slot_noise(model.init, names, seed=seed).to(device))
+    """The model's output for a batch, on `device`; all that is drawn for an image follows from `seed` and its name alone."""
+    draws = [_generator(seed, f"{name} decoder") for name in names]
+    return model(batch.to(device), noise=slot_noise(model.init, names, seed=seed).to(device), generator=draws)
 
 
 def slot_noise(init: SlotInit, names: Sequence[str], *, seed: int) -> Tensor:
