@@ -1,13 +1,22 @@
-"""Builds ocl._native from csrc, or installs without it: the pure Python reference gives the same results.
+"""Builds what csrc/sources.txt lists, or installs without it: the Python references give the same results, slower.
 
-OCL_NATIVE=0 skips the build. Everything else about the package stands in pyproject.toml.
+    ocl/_native*.so         utilities without tensors; needs pybind11 and a C++ compiler
+    ocl/_attention_cpu.so   attention operators over torch's stable ABI; needs torch (--no-build-isolation) and a C++ compiler
+    ocl/_attention_cuda.so  the same for NVIDIA GPUs; needs nvcc too; built where torch has CUDA, or with OCL_CUDA=1
+
+Environment: OCL_NATIVE=0 builds nothing, OCL_CUDA=0 or 1 decides about CUDA, OCL_CUDA_ARCHS="8.0;9.0+PTX" names architectures,
+OCL_BUILD_JOBS the number of compilers at once. Everything else about the package stands in pyproject.toml.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import shorten
 
@@ -17,7 +26,10 @@ from setuptools.extension import Extension
 
 ROOT = Path(__file__).resolve().parent
 FLAGS = ["/O2"] if sys.platform == "win32" else ["-O3", "-fvisibility=hidden"]
-WITHOUT = "installing the pure Python reference; results are the same, metrics are slower"
+WITHOUT = "installing without it; results are the same, slower"
+STABLE_ABI = ("TORCH_TARGET_VERSION", "0x020a000000000000")  # torch 2.10 and later load what is built against it
+CUDA_ARCHS = "8.0;8.6;8.9;9.0+PTX"
+JOBS = int(os.environ.get("OCL_BUILD_JOBS", os.cpu_count() or 1))
 
 
 def sources(target: str) -> list[str]:
@@ -26,13 +38,21 @@ def sources(target: str) -> list[str]:
     return [f"csrc/{line.split()[1]}" for line in lines if line.split()[:1] == [target]]
 
 
+def say(text: str) -> None:
+    print(f"ocl: {text}", file=sys.stderr)
+
+
 def native_extensions() -> list[Extension]:
     if os.environ.get("OCL_NATIVE") == "0":
         return []
+    return [*utilities(), *attention()]
+
+
+def utilities() -> list[Extension]:
     try:
         from pybind11.setup_helpers import Pybind11Extension
     except ImportError:
-        print(f"ocl: no pybind11 found (pip install pybind11), {WITHOUT}", file=sys.stderr)
+        say(f"no pybind11 found (pip install pybind11), so no ocl._native: {WITHOUT}")
         return []
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     return [
@@ -48,8 +68,59 @@ def native_extensions() -> list[Extension]:
     ]
 
 
+def attention() -> list[Extension]:
+    if sys.platform == "win32":
+        say(f"the attention libraries are not built on Windows, {WITHOUT}")
+        return []
+    try:
+        import torch
+    except ImportError:
+        say(f"no torch at build time (pip install --no-build-isolation), so no compiled attention: {WITHOUT}")
+        return []
+    home = Path(torch.__file__).parent
+    common = {
+        "include_dirs": ["csrc", "csrc/include", str(home / "include"), str(home / "include/torch/csrc/api/include")],
+        "library_dirs": [str(home / "lib")],
+        "libraries": ["torch", "torch_cpu", "c10"],
+        "define_macros": [STABLE_ABI],
+        "extra_compile_args": [*FLAGS, "-std=c++17", "-Wno-attributes"],
+        "optional": True,
+    }
+    cpu = Extension("ocl._attention_cpu", [*sources("attention"), *sources("torch_cpu")], **common)
+    wanted = os.environ.get("OCL_CUDA", "auto")
+    if wanted == "0" or (wanted == "auto" and torch.version.cuda is None):
+        return [cpu]
+    if shutil.which(nvcc()) is None:
+        say(f"no nvcc found (set CUDA_HOME), so no CUDA attention: {WITHOUT}")
+        return [cpu]
+    cuda = Extension("ocl._attention_cuda", [*sources("torch_cuda"), *sources("cuda")], **common)
+    return [cpu, cuda]
+
+
+def nvcc() -> str:
+    home = os.environ.get("CUDA_HOME")
+    return str(Path(home) / "bin" / "nvcc") if home else "nvcc"
+
+
+def gencode(archs: str) -> list[str]:
+    """"8.0;9.0+PTX" -> nvcc flags: machine code for every architecture, PTX where asked for."""
+    flags = []
+    for arch in re.split(r"[;, ]+", archs.strip()):
+        number = arch.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if arch.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
 class OptionalBuild(build_ext):
     """build_ext that gives up an extension it cannot build, in one line, instead of failing the installation."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The attention libraries are no Python modules and serve every Python: a plain name, ocl/_attention_cpu.so."""
+        if "_attention_" in fullname:
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
 
     def build_extensions(self) -> None:
         for extension in list(self.extensions):
@@ -58,7 +129,45 @@ class OptionalBuild(build_ext):
             except Exception as reason:  # whatever a compiler and its driver may raise
                 self.extensions.remove(extension)
                 what = shorten(str(reason), width=80, placeholder=" ...")
-                print(f"ocl: no working C++ compiler found ({what}), {WITHOUT}", file=sys.stderr)
+                say(f"{extension.name} could not be compiled ({what}): {WITHOUT}")
+
+    def build_extension(self, extension: Extension) -> None:
+        if "_attention_" not in extension.name:
+            super().build_extension(extension)
+            return
+        with ThreadPoolExecutor(JOBS) as pool:
+            objects = list(pool.map(lambda source: self._object(extension, source), extension.sources))
+        result = Path(self.get_ext_fullpath(extension.name))
+        result.parent.mkdir(parents=True, exist_ok=True)
+        libraries = [f"-l{name}" for name in extension.libraries]
+        folders = [f"-L{folder}" for folder in extension.library_dirs]
+        if extension.name.endswith("_cuda"):
+            run([nvcc(), "-shared", "-cudart", "static", *objects, *folders, *libraries, "-Xlinker", "--no-as-needed", "-o", str(result)])
+        else:
+            run([self._cxx(), "-shared", *objects, *folders, "-Wl,--no-as-needed", *libraries, "-o", str(result)])
+
+    def _object(self, extension: Extension, source: str) -> str:
+        target = Path(self.build_temp) / extension.name / (source + ".o")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        includes = [f"-I{folder}" for folder in extension.include_dirs]
+        if source.endswith(".cu"):
+            archs = os.environ.get("OCL_CUDA_ARCHS", os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS))
+            flags = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", *gencode(archs)]
+            run([nvcc(), *flags, *includes[:2], "-c", source, "-o", str(target)])
+        else:
+            macros = [f"-D{name}={value}" for name, value in extension.define_macros]
+            run([self._cxx(), "-fPIC", *extension.extra_compile_args, *macros, *includes, "-c", source, "-o", str(target)])
+        return str(target)
+
+    def _cxx(self) -> str:
+        return self.compiler.compiler_so_cxx[0]
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        say(" ".join(command))
+        raise RuntimeError(f"{command[0]}: {done.stderr.strip()}")
 
 
 setup(ext_modules=native_extensions(), cmdclass={"build_ext": OptionalBuild})

@@ -14,6 +14,7 @@ COMMANDS = {
     "segment": "split a folder of photographs into slots",
     "describe": "show a config or run: parts, parameters, kernels",
     "data": "preview or check a dataset",
+    "bench": "measure the operators beside every other way to compute the same",
     "demo": "train on drawn scenes, compare with trivial baselines, write a report",
 }
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ocl.nn.positions import coordinates
-from ocl.ops.slot_attention import at_least_float32
+from ocl.ops.dtypes import at_least_float32
 
 SMALLEST = 0.05  # spread of a slot that looks at one point, as a share of the image's side
 

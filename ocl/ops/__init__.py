@@ -2,6 +2,7 @@
 
 from ocl.ops._library import active_backend, backend, native_summary
 from ocl.ops.label_contingency import label_contingency
+from ocl.ops.register_attention import register_attention
 from ocl.ops.slot_attention import slot_attention
 
-__all__ = ["active_backend", "backend", "label_contingency", "native_summary", "slot_attention"]
+__all__ = ["active_backend", "backend", "label_contingency", "native_summary", "register_attention", "slot_attention"]

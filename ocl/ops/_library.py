@@ -5,17 +5,27 @@ Every operator has a readable reference in PyTorch; compiled code only ever does
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
+
+import torch
+from torch import Tensor
 
 from ocl.errors import ConfigError
 
 Backend = Literal["auto", "reference", "fused", "sdpa", "xformers"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
+
+OPERATORS = torch.library.Library("ocl", "FRAGMENT")  # schemas and references come from Python, faster kernels from csrc
+FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HOW_TO_BUILD = "with a C++ compiler run: pip install --no-build-isolation -e ."
 
 _active = {"name": "auto"}  # one value for the whole process, so that the threads of a backward pass see it too
 
@@ -50,6 +60,72 @@ def choose_fused(operator: str, *, available: bool, missing: str) -> bool:
     return available and active_backend() != "reference"
 
 
+@dataclass(frozen=True)
+class AttentionLibrary:
+    """The compiled attention operators of one kind of device, or why there are none."""
+
+    path: Path | None
+    missing: str
+
+    def call(self, name: str) -> Any:
+        """A plain C function of the library, for questions that concern no tensor."""
+        return getattr(ctypes.CDLL(str(self.path)), name)
+
+
+@functools.cache
+def attention_library(device: str) -> AttentionLibrary:
+    """Load ocl/_attention_<device>.so once; a library that is absent or does not fit this torch is a reason, not an error."""
+    if device not in ("cpu", "cuda"):
+        return AttentionLibrary(None, f"there is no compiled implementation for {device} tensors")
+    if device == "cuda" and torch.version.cuda is None:
+        return AttentionLibrary(None, f"torch {torch.__version__} was built without CUDA")
+    path = Path(__file__).resolve().parents[1] / f"_attention_{device}.so"
+    if not path.exists():
+        how = HOW_TO_BUILD if device == "cpu" else f"with nvcc and {HOW_TO_BUILD.removeprefix('with ')}"
+        return AttentionLibrary(None, f"ocl/{path.name} is not built; {how}")
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return AttentionLibrary(None, f"ocl/{path.name} does not load with torch {torch.__version__} ({error}); build it again")
+    return AttentionLibrary(path, "")
+
+
+def why_not_fused(operator: str, query: Tensor, sizes: tuple[int, ...]) -> str | None:
+    """None where the compiled kernel takes these inputs; else the reason, as the second half of a sentence.
+
+    sizes: what the kernel's width rules look at, in the order of the C function ocl_<operator>_cuda_supported.
+    """
+    kind = query.device.type
+    missing = LIBRARIES[kind].missing if kind in LIBRARIES else attention_library(kind).missing
+    if missing:
+        return missing
+    if query.dtype not in FUSED_DTYPES:
+        return f"{query.dtype} runs through the reference (fused: float32, bfloat16, float16)"
+    if kind == "cuda" and not _cuda_takes(operator, FUSED_DTYPES.index(query.dtype), *sizes):
+        return f"no CUDA kernel was compiled for the sizes {sizes}"
+    return None
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the dispatcher runs compiled attention operators on this device; if not, it runs their Python formulas."""
+    return device.type in LIBRARIES and LIBRARIES[device.type].path is not None
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _cuda_takes(operator: str, dtype: int, *sizes: int) -> bool:
+    return bool(LIBRARIES["cuda"].call(f"ocl_{operator}_cuda_supported")(dtype, *(ctypes.c_int64(size) for size in sizes)))
+
+
+def refuse_second_derivative(operator: str) -> None:
+    """Give `operator`, a backward, a derivative that says there is none."""
+
+    def refuse(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        raise ConfigError(f'ocl::{operator} has no derivative of its own (create_graph=True); use ocl.ops.backend("reference").')
+
+    torch.library.register_autograd(f"ocl::{operator}", refuse, setup_context=lambda ctx, inputs, output: None)
+
+
 @functools.cache
 def native() -> ModuleType | None:
     """The compiled module without tensors, ocl._native; None where it was not built."""
@@ -66,3 +142,6 @@ def native_summary() -> str:
         return "not built (pure Python reference); with a C++ compiler: pip install --no-build-isolation -e ."
     info = module.build_info()
     return f"ocl._native {info['version']}, {info['compiler']}, {info['flags']}"
+
+
+LIBRARIES = {device: attention_library(device) for device in ("cpu", "cuda")}  # loaded with ocl.ops, before anything is traced

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 import torch
 
-from ocl.ops._library import native, native_summary
+from ocl.ops._library import LIBRARIES, native, native_summary
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,34 @@ class Kernel:
 def kernels() -> tuple[Kernel, ...]:
     """One row per operator and device."""
     compiled = native() is not None
-    rows = [
-        Kernel("label_contingency", "cpu", "C++" if compiled else "reference", native_summary()),
-        Kernel("slot_attention", "cpu", "reference", "matrix products of torch; no compiled kernel exists yet"),
-    ]
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        rows += [
-            Kernel("label_contingency", name, "reference", "torch.bincount; the compiled one is for the CPU"),
-            Kernel("slot_attention", name, "reference", "matrix products of torch; no compiled kernel exists yet"),
-        ]
+    rows = [Kernel("label_contingency", "cpu", "C++" if compiled else "reference", native_summary())]
+    rows += [_attention(operator, "cpu", "cpu") for operator in ("register_attention", "slot_attention")]
+    for index in range(torch.cuda.device_count()):
+        name = torch.cuda.get_device_name(index)
+        rows.append(Kernel("label_contingency", name, "reference", "torch.bincount; the compiled one is for the CPU"))
+        rows += [_attention(operator, "cuda", name) for operator in ("register_attention", "slot_attention")]
+    if torch.cuda.device_count() == 0:
+        reason = LIBRARIES["cuda"].missing or "no GPU is visible"
+        rows += [Kernel(operator, "cuda", "none", reason) for operator in ("register_attention", "slot_attention")]
     return tuple(rows)
+
+
+def cpu_isa() -> str | None:
+    """The instruction set that compiled CPU operators use here ("avx2", "avx512", "amx", "portable"); None without them."""
+    if LIBRARIES["cpu"].path is None:
+        return None
+    ask = LIBRARIES["cpu"].call("ocl_cpu_isa")
+    ask.restype = ctypes.c_char_p
+    return ask().decode()
+
+
+def _attention(operator: str, device: str, name: str) -> Kernel:
+    library = LIBRARIES[device]
+    if library.path is None:
+        instead = "torch's SDPA, or the reference for maps and sinks" if operator == "register_attention" else "products of torch"
+        return Kernel(operator, name, "reference", f"{library.missing}; until then {instead}")
+    other = "float64 and sizes without a kernel take the reference" if device == "cuda" else "float64 takes the reference"
+    if device == "cpu":
+        bf16 = "bf16 on AMX tiles" if cpu_isa() == "amx" and operator == "register_attention" else "bf16 and fp16 summed in fp32"
+        return Kernel(operator, name, f"fused C++, {cpu_isa()}", f"widest instruction set of this processor; {bf16}; {other}")
+    return Kernel(operator, name, "fused CUDA", f"ocl/{library.path.name} loaded; {other}")

@@ -1,104 +1,252 @@
-"""One grouping step of Slot Attention (Locatello et al. 2020, algorithm 1, lines 5 to 8) as a function on tensors."""
+"""One grouping step of Slot Attention (Locatello et al. 2020, algorithm 1, lines 5 to 8) as a function on tensors.
+
+    attn = softmax over (heads x slots) of scale * query . key, for each token
+    updates = w value,  w = (attn + eps) / sum over tokens of (attn + eps)
+
+`reference` is the operator as plain, differentiable PyTorch; `_forward` and `_backward` are the explicit formulas that compiled
+libraries replace (csrc/slot_attention).
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal, final
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ocl.errors import ShapeError
+from ocl.errors import ConfigError, ShapeError
+from ocl.ops import _library
+from ocl.ops.dtypes import as_autocast, at_least_float32, without_autocast
 
 EpsOn = Literal["weights", "denominator"]
 
 
+@overload
 def slot_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None, eps: float = 1e-8, eps_on: EpsOn = "weights"
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = ..., eps: float = ..., eps_on: EpsOn = ...,
+    return_attn: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def slot_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = ..., eps: float = ..., eps_on: EpsOn = ...,
+    return_attn: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+def slot_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None = None,
+    eps: float = 1e-8,
+    eps_on: EpsOn = "weights",
+    return_attn: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Tokens choose among slots, slots average the tokens that chose them.
 
-    query [B, H, K, D], key [B, H, N, D], value [B, H, N, E] -> updates [B, H, K, E], attn [B, H, K, N].
-    attn = softmax of scale * key . query over (heads x slots) for each token, in float32 or wider.
-    updates = w value, w = (attn + eps) / sum over tokens of (attn + eps); with eps_on="denominator" eps is added to the
-    sum only. scale: default 1 / sqrt(D). Raises ShapeError where the sizes of B, H, N or D disagree.
-    Where key and value are one tensor, a backward of its own reads and writes it half as often; it runs once, without a
-    second derivative.
+    query [B, H, K, D], key [B, H, N, D], value [B, H, N, E] -> updates [B, H, K, E]; with return_attn also attn [B, H, K, N],
+    the softmax of scale * key . query over (heads x slots) for each token, in float32 (float64 for float64). No [K, N] array is
+    written unless asked for. eps is added to every weight, or with eps_on="denominator" to their sum over tokens only.
+    scale: default 1 / sqrt(D). Where key and value are one tensor (`key is value`), it is read once and its gradient written
+    once. Differentiable once, deterministic, computed with float32 softmax and sums. Under autocast inputs are cast as for
+    a matrix product.
+    Raises ShapeError for ranks, sizes, dtypes or devices that disagree, naming the argument.
     """
-    _check_shapes(query, key, value)
-    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if key is value:
-        return _SharedTokens.apply(*_as_autocast(query, key), eps, eps_on)
-    attn = _compete(query @ key.transpose(-1, -2))
-    return _weights(attn, eps, eps_on)[0].to(value.dtype) @ value, attn
-
-
-def _compete(logits: Tensor) -> Tensor:
-    """[B, H, K, N] -> softmax over heads x slots for each token."""
-    heads = logits.shape[1:3]
-    return at_least_float32(logits).flatten(1, 2).softmax(dim=1).unflatten(1, heads)
-
-
-def _weights(attn: Tensor, eps: float, eps_on: EpsOn) -> tuple[Tensor, Tensor]:
-    """attn -> weights that sum to one over tokens (up to eps), and the totals they were divided by, [B, H, K, 1]."""
-    if eps_on == "weights":
-        attn = attn + eps
-        total = attn.sum(dim=-1, keepdim=True)
+    shared = key is value
+    if shared:
+        query, key = as_autocast(query, key)
+        value = key
     else:
-        total = attn.sum(dim=-1, keepdim=True) + eps
-    return attn / total, total
+        query, key, value = as_autocast(query, key, value)
+    check(query, key, value)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    with without_autocast(query.device):
+        if _by_reference(query, key, value):
+            updates, attn = reference(query, key, value, scale=scale, eps=eps, eps_on=eps_on)
+        else:
+            updates, _, attn = torch.ops.ocl.slot_attention_forward(
+                query, key, None if shared else value, scale, eps, eps_on == "weights", return_attn
+            )
+    return (updates, attn) if return_attn else updates
 
 
-@final
-class _SharedTokens(torch.autograd.Function):
-    """slot_attention(query, x, x) with scaled queries. Both paths to dx are one product: [dlogits; w]^T [query; dmeans]."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, x: Tensor, eps: float, eps_on: EpsOn) -> tuple[Tensor, Tensor]:
-        attn = _compete(query @ x.transpose(-1, -2))
-        weights, total = _weights(attn, eps, eps_on)
-        ctx.save_for_backward(query, x, attn, weights, total)
-        return weights.to(x.dtype) @ x, attn
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dmeans: Tensor, dattn: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        query, x, attn, weights, total = ctx.saved_tensors
-        dweights = (dmeans @ x.transpose(-1, -2)).to(attn.dtype)
-        dchosen = (dweights - (dweights * weights).sum(dim=-1, keepdim=True)) / total + dattn
-        dlogits = (attn * (dchosen - (attn * dchosen).sum(dim=(1, 2), keepdim=True))).to(x.dtype)
-        dquery = dlogits @ x if ctx.needs_input_grad[0] else None
-        dx = None
-        if ctx.needs_input_grad[1]:
-            dx = torch.cat([dlogits, weights.to(x.dtype)], dim=2).transpose(-1, -2) @ torch.cat([query, dmeans], dim=2)
-        return dquery, dx, None, None
+def reference(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, eps: float, eps_on: EpsOn = "weights"
+) -> tuple[Tensor, Tensor]:
+    """The operator in plain PyTorch: (updates, attn)."""
+    attn = _compete(query, key, scale)
+    weights, _ = _weights(attn, eps, eps_on == "weights")
+    return (weights @ at_least_float32(value)).to(value.dtype), attn
 
 
-def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the dtype that autocast would give a matrix product, so that the backward computes in it too."""
-    kind = tensors[0].device.type
-    wide = any(tensor.dtype == torch.float64 for tensor in tensors)  # autocast leaves it alone
-    if wide or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return tensors
-    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+def _compete(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Softmax over heads x slots for each token, [B, H, K, N]."""
+    logits = scale * (at_least_float32(query) @ at_least_float32(key).transpose(-1, -2))
+    return logits.flatten(1, 2).softmax(dim=1).unflatten(1, logits.shape[1:3])
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision widened, float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _weights(attn: Tensor, eps: float, eps_on_weights: bool) -> tuple[Tensor, Tensor]:
+    """attn -> weights that sum to one over tokens (up to eps), and the totals they were divided by, [B, H, K]."""
+    if eps_on_weights:
+        attn = attn + eps
+        total = attn.sum(dim=-1)
+    else:
+        total = attn.sum(dim=-1) + eps
+    return attn / total[..., None], total
 
 
-def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
+def check(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """ShapeError naming the argument that breaks a rule."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.ndim != 4:
-            raise ShapeError(f"slot_attention expects {name} of rank 4, [B, H, ., .], got {list(tensor.shape)}.")
+            raise _wrong(f"{name} of rank 4, [B, H, ., .]", list(tensor.shape), f"for one head use {name}[:, None]")
+        if not tensor.is_floating_point():
+            raise _wrong(f"{name} of floating point", tensor.dtype, f"use {name}.float()")
+        if tensor.dtype != query.dtype:
+            raise _wrong(f"{name} in the dtype of query", f"{tensor.dtype} and {query.dtype}", "convert one, or use autocast")
+        if tensor.device != query.device:
+            raise _wrong(f"{name} on the device of query", f"{tensor.device} and {query.device}", f"use {name}.to(query.device)")
     if query.shape[:2] != key.shape[:2] or query.shape[-1] != key.shape[-1]:
-        raise ShapeError(
-            "slot_attention expects query [B, H, K, D] and key [B, H, N, D] with equal B, H and D, "
-            f"got {list(query.shape)} and {list(key.shape)}."
-        )
+        rule = "query [B, H, K, D] and key [B, H, N, D] with equal B, H and D"
+        raise _wrong(rule, f"{list(query.shape)} and {list(key.shape)}", "project both to one width")
     if key.shape[:3] != value.shape[:3]:
-        raise ShapeError(
-            "slot_attention expects key [B, H, N, D] and value [B, H, N, E] with equal B, H and N, "
-            f"got {list(key.shape)} and {list(value.shape)}."
-        )
+        rule = "key [B, H, N, D] and value [B, H, N, E] with equal B, H and N"
+        raise _wrong(rule, f"{list(key.shape)} and {list(value.shape)}", "take both from the same tokens")
+    if query.shape[1] * query.shape[2] == 0 or query.shape[-1] == 0:
+        raise _wrong("at least one head, one slot and D > 0", list(query.shape), "pass a slot")
+
+
+def _wrong(rule: str, got: object, way_out: str) -> ShapeError:
+    return ShapeError(f"slot_attention expects {rule}, got {got}; {way_out}.")
+
+
+def _by_reference(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether plain PyTorch computes this; else the operator does, compiled where there is a library for the device."""
+    name = _library.active_backend()
+    if name == "reference":
+        return True
+    missing = _library.why_not_fused("slot_attention", query, _sizes(query, key, value))
+    if name == "fused" and missing is not None:
+        raise ConfigError(f'slot_attention was asked for backend "fused", but {missing}; or use backend("auto").')
+    return missing is not None and _library.has_kernels(query.device)
+
+
+def _sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
+    return (query.shape[1], query.shape[2], query.shape[3], value.shape[3], int(key is value))
+
+
+# The dispatcher's operators -----------------------------------------------------------------------------------------------------
+# `value` is None where it is the key.
+
+_library.OPERATORS.define(
+    "slot_attention_forward(Tensor query, Tensor key, Tensor? value, float scale, float eps, bool eps_on_weights, bool with_attn) "
+    "-> (Tensor updates, Tensor total, Tensor attn)"
+)
+_library.OPERATORS.define(
+    "slot_attention_backward(Tensor grad_updates, Tensor? grad_attn, Tensor query, Tensor key, Tensor? value, Tensor updates, "
+    "Tensor total, float scale, float eps, bool eps_on_weights, int wanted) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor | None, scale: float, eps: float, eps_on_weights: bool, with_attn: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What csrc/slot_attention computes forward, on any device and in any floating dtype."""
+    attn = _compete(query, key, scale)
+    weights, total = _weights(attn, eps, eps_on_weights)
+    updates = weights @ at_least_float32(key if value is None else value)
+    return _rows_outside(updates, query.dtype), total, attn.contiguous() if with_attn else attn.new_empty(_without_attn(attn.shape))
+
+
+def _backward(
+    grad_updates: Tensor, grad_attn: Tensor | None, query: Tensor, key: Tensor, value: Tensor | None, updates: Tensor,
+    total: Tensor, scale: float, eps: float, eps_on_weights: bool, wanted: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """What csrc/slot_attention computes backward: gradients of query, key (with both paths where value is None) and value."""
+    attn = _compete(query, key, scale)
+    total = total[..., None]
+    weights = (attn + eps if eps_on_weights else attn) / total
+    dtype, shared, tokens = query.dtype, value is None, at_least_float32(key)
+    values = tokens if value is None else at_least_float32(value)
+    query, grad_updates, updates = at_least_float32(query), at_least_float32(grad_updates), at_least_float32(updates)
+    dchosen = (grad_updates @ values.transpose(-1, -2) - (grad_updates * updates).sum(dim=-1, keepdim=True)) / total
+    if grad_attn is not None:
+        dchosen = dchosen + grad_attn
+    dlogits = scale * attn * (dchosen - (attn * dchosen).sum(dim=(1, 2), keepdim=True))
+    grads: list[Tensor | None] = [None, None, None]
+    if wanted & 1:
+        grads[0] = dlogits @ tokens
+    if wanted & 2 and shared:  # both paths are one product: [dlogits; w]^T [query; dupdates]
+        grads[1] = torch.cat([dlogits, weights], dim=2).transpose(-1, -2) @ torch.cat([query, grad_updates], dim=2)
+    elif wanted & 2:
+        grads[1] = dlogits.transpose(-1, -2) @ query
+    if wanted & 4 and not shared:
+        grads[2] = weights.transpose(-1, -2) @ grad_updates
+    grad_query, grad_key, grad_value = (
+        query.new_empty(0, dtype=dtype) if grad is None else _rows_outside(grad, dtype) for grad in grads
+    )
+    return grad_query, grad_key, grad_value
+
+
+def _rows_outside(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, H, rows, D] as it is, in memory [B, rows, H, D], which joining the heads needs."""
+    return x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _without_attn(shape: torch.Size) -> tuple[int, ...]:
+    return (shape[0], shape[1], 0, shape[3])
+
+
+_library.OPERATORS.impl("slot_attention_forward", _forward, "CompositeExplicitAutograd")
+_library.OPERATORS.impl("slot_attention_backward", _backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("ocl::slot_attention_forward")
+def _(query, key, value, scale, eps, eps_on_weights, with_attn):  # type: ignore[no-untyped-def]
+    batch, heads, num_slots, _ = query.shape
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return (
+        query.new_empty(batch, num_slots, heads, (key if value is None else value).shape[3]).transpose(1, 2),
+        query.new_empty(batch, heads, num_slots, dtype=wide),
+        query.new_empty(batch, heads, num_slots if with_attn else 0, key.shape[2], dtype=wide),
+    )
+
+
+@torch.library.register_fake("ocl::slot_attention_backward")
+def _(  # type: ignore[no-untyped-def]
+    grad_updates, grad_attn, query, key, value, updates, total, scale, eps, eps_on_weights, wanted
+):
+    def like(tensor, bit):  # type: ignore[no-untyped-def]
+        if tensor is None or not wanted >> bit & 1:
+            return query.new_empty(0)
+        batch, heads, rows, width = tensor.shape
+        return query.new_empty(batch, rows, heads, width).transpose(1, 2)
+
+    return tuple(like(tensor, bit) for bit, tensor in enumerate((query, key, value)))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    query, key, value, *ctx.options, ctx.with_attn = inputs
+    ctx.save_for_backward(query, key, value, output[0], output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad_updates: Tensor | None, _: Tensor | None, grad_attn: Tensor | None) -> tuple[Tensor | None, ...]:
+    query, key, value, updates, total = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    grad_attn = grad_attn if ctx.with_attn else None
+    if (grad_updates is None and grad_attn is None) or not any(needed):
+        return (None,) * 7
+    if grad_updates is None:
+        grad_updates = torch.zeros_like(updates)
+    wanted = sum(1 << bit for bit, need in enumerate(needed) if need)
+    grads = torch.ops.ocl.slot_attention_backward(grad_updates, grad_attn, query, key, value, updates, total, *ctx.options, wanted)
+    return (*(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None, None, None)
+
+
+torch.library.register_autograd("ocl::slot_attention_forward", _differentiate, setup_context=_save)
+_library.refuse_second_derivative("slot_attention_backward")

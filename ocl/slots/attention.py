@@ -110,33 +110,38 @@ class SlotAttention(SlotModule):
                 slots, _ = self._step(tokens, slots)
         if self.gradient == "bilevel":
             slots = slots.detach() + init - init.detach()
-        for _ in range(max(self.num_iterations - free, 1)):
-            slots, attn = self._step(tokens, slots)
-        return slots, attn
+        for _ in range(max(self.num_iterations - free, 1) - 1):
+            slots, _ = self._step(tokens, slots)
+        slots, attn = self._step(tokens, slots, return_attn=True)
+        return slots, attn.sum(dim=1)
 
-    def _step(self, tokens: Tensor | tuple[Tensor, Tensor], slots: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, tokens: Tensor | tuple[Tensor, Tensor], slots: Tensor, *, return_attn: bool = False) -> tuple[Tensor, Tensor]:
+        """One iteration: the next slots, and attn [B, H, K, N], or nothing so that no such array is written."""
         normalised = self.norm_slots(slots)
-        updates, attn = self._attend(tokens, self._heads(self.to_q(normalised)))
+        query = self._heads(self.to_q(normalised))
+        if isinstance(tokens, tuple):
+            updates, attn = self._group(query, *tokens, return_attn)
+        else:
+            updates, attn = self._attend_absorbed(tokens, query, return_attn)
+        updates = updates.transpose(1, 2).flatten(2)
         state = slots if self.gru_state == "raw" else normalised
         slots = self.gru(updates.flatten(0, 1), state.flatten(0, 1).to(updates.dtype)).view_as(updates)
         return slots + self.mlp(self.norm_mlp(slots)), attn
 
-    def _attend(self, tokens: Tensor | tuple[Tensor, Tensor], query: Tensor) -> tuple[Tensor, Tensor]:
-        """query [B, H, K, D / H] -> updates [B, K, D], attn [B, K, N] summed over heads."""
-        if isinstance(tokens, tuple):
-            updates, attn = slot_attention(query, *tokens, scale=self.scale, eps=self.eps, eps_on=self.eps_on)
-        else:
-            updates, attn = self._attend_absorbed(tokens, query)
-        return updates.transpose(1, 2).flatten(2), attn.sum(dim=1)
-
-    def _attend_absorbed(self, tokens: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend_absorbed(self, tokens: Tensor, query: Tensor, return_attn: bool) -> tuple[Tensor, Tensor]:
         """k . q = x . (W_k^T q) and W w v = W_v (w x): H heads of K slots are H * K rows that look at the bare tokens."""
         heads = (self.num_heads, -1)
         rows = (query @ self.to_k.weight.unflatten(0, heads)).flatten(1, 2)[:, None]
         x = tokens[:, None]
-        means, attn = slot_attention(rows, x, x, scale=self.scale, eps=self.eps, eps_on=self.eps_on)
-        means, attn = means[:, 0].unflatten(1, heads), attn[:, 0].unflatten(1, heads)
-        return means @ self.to_v.weight.unflatten(0, heads).transpose(1, 2), attn
+        means, attn = self._group(rows, x, x, return_attn)
+        means = means[:, 0].unflatten(1, heads)
+        return means @ self.to_v.weight.unflatten(0, heads).transpose(1, 2), attn[:, 0].unflatten(1, heads) if return_attn else attn
+
+    def _group(self, query: Tensor, key: Tensor, value: Tensor, return_attn: bool) -> tuple[Tensor, Tensor]:
+        """query [B, H, K, D], key and value [B, H, N, .] -> updates [B, H, K, .], attn [B, H, K, N] or nothing."""
+        if return_attn:
+            return slot_attention(query, key, value, scale=self.scale, eps=self.eps, eps_on=self.eps_on, return_attn=True)
+        return slot_attention(query, key, value, scale=self.scale, eps=self.eps, eps_on=self.eps_on), query.new_empty(0)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
