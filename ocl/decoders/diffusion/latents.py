@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from ocl.decoders.diffusion.pipeline import load_part
 from ocl.errors import RangeError, ShapeError
 from ocl.nn.freezing import Frozen
+from ocl.ops.dtypes import without_autocast
 
 _KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny")
 
@@ -43,7 +43,7 @@ class LatentAutoencoder(nn.Module):
     @torch.no_grad()
     def encode(self, image: Tensor, noise: Tensor) -> Tensor:
         """Image [B, 3, H, W] in [0, 1] and standard normal noise [B, C, h, w] -> a draw from the posterior, scaled."""
-        with _as_it_is(image):
+        with without_autocast(image.device):
             encoded = self._published.encode(2 * image.to(self._dtype) - 1)
             posterior = getattr(encoded, "latent_dist", None)
             if posterior is None:
@@ -57,7 +57,7 @@ class LatentAutoencoder(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> image [B, 3, H, W], clamped to [0, 1]."""
-        with _as_it_is(latents):
+        with without_autocast(latents.device):
             image = self._published.decode(latents.to(self._dtype) / self.scale + self.shift).sample
         _check_finite(image, "decoded images")
         return (image / 2 + 0.5).clamp(0, 1)
@@ -69,12 +69,6 @@ class LatentAutoencoder(nn.Module):
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
-
-
-def _as_it_is(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Without autocast; some devices (meta) know none."""
-    kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _factor(model: Any) -> int:

@@ -72,7 +72,7 @@ def _prediction(config: Mapping[str, Any]) -> str:
 
 def _diffusion(config: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     with quiet_diffusers():
-        kept = import_diffusers().DDPMScheduler.from_config(dict(config)).alphas_cumprod
+        kept = import_diffusers().DDPMScheduler.from_config(dict(config)).alphas_cumprod.to(torch.get_default_device())
     return kept.sqrt(), (1 - kept).sqrt(), torch.arange(len(kept))
 
 
