@@ -212,5 +212,8 @@ def _width(norm: nn.Module) -> int | None:
 
 
 def _attend(*tensors: Tensor, return_maps: bool, **options: Any) -> tuple[Tensor, ...]:
-    found = register_attention(*tensors, return_maps=return_maps, **options)
-    return found if isinstance(found, tuple) else (found,)
+    """(output,) or (output, maps)."""
+    query, key, value, register_key, register_value = tensors
+    if return_maps:
+        return register_attention(query, key, value, register_key, register_value, return_maps=True, **options)
+    return (register_attention(query, key, value, register_key, register_value, **options),)
