@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Self
 
 import torch
@@ -95,6 +96,10 @@ class Denoiser(nn.Module, ABC):
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, contrast: Conditioning | None = None
     ) -> Denoised: ...
+
+    @abstractmethod
+    def reusing_projections(self) -> AbstractContextManager[None]:
+        """Inside, what depends on the conditioning alone is computed in the first pass; it and the weights must not change."""
 
 
 class Loss(nn.Module, ABC):

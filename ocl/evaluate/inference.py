@@ -32,7 +32,7 @@ def inference(model: SlotAutoencoder) -> Iterator[None]:
 
 def run(model: SlotAutoencoder, batch: Batch, *, names: Sequence[str], seed: int, device: torch.device | str) -> Output:
     """The model's output for a batch, on `device`; all that is drawn for an image follows from `seed` and its name alone."""
-    draws = [_generator(seed, f"{name} decoder") for name in names]
+    draws = generators(names, seed=seed, purpose="decoder")
     return model(batch.to(device), noise=slot_noise(model.init, names, seed=seed).to(device), generator=draws)
 
 
@@ -40,6 +40,11 @@ def slot_noise(init: SlotInit, names: Sequence[str], *, seed: int) -> Tensor:
     """Standard normal noise for the slots of each named image, float32 [B, K, slot_dim]; equal names get equal noise."""
     shape = (init.num_slots, init.slot_dim)
     return torch.stack([torch.randn(shape, generator=_generator(seed, name)) for name in names])
+
+
+def generators(names: Sequence[str], *, seed: int, purpose: str) -> list[torch.Generator]:
+    """One generator for each named image; equal names, seeds and purposes give equal draws."""
+    return [_generator(seed, f"{name} {purpose}") for name in names]
 
 
 def masks_of(output: Output, source: MaskSource) -> Tensor | None:

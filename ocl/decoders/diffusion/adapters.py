@@ -8,6 +8,7 @@ dropped image has no slot to pool, so that its text token is zero.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
@@ -75,6 +76,10 @@ class AdaptedUNet(Denoiser):
             )
         maps = torch.stack([self.state.maps[name][: len(noisy)] for name in self.map_layers]).mean(0)
         return Denoised(prediction, wrong, maps.unflatten(-1, _grid(noisy, maps.shape[-1])))
+
+    def reusing_projections(self) -> AbstractContextManager[None]:
+        """Inside, keys and values are projected in the first pass only; conditioning and weights must stay the same."""
+        return self.state.reusing_projections()
 
     def _run(self, noisy: Tensor, timestep: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         return run_unet(self.backbone.module, noisy, timestep, context, mask)
