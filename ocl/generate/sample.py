@@ -1,4 +1,4 @@
-"""Images drawn by a latent-diffusion decoder. DDIM: Song et al. 2021; DPM-Solver++: Lu et al. 2022; guidance: Ho & Salimans 2022."""
+"""Images drawn by a latent-diffusion decoder: DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022), with guidance (Ho 2022)."""
 
 from __future__ import annotations
 
