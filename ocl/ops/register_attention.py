@@ -194,7 +194,7 @@ def _fused(
     query: Tensor, key: Tensor, value: Tensor, register_key: Tensor, register_value: Tensor, *,
     scale: float, slot_mask: Tensor | None, sink_logits: Tensor | None, return_maps: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    output, _, maps = torch.ops.ocl.register_attention_forward(
+    output, _, maps = _operator(
         query, key, value, register_key, register_value, slot_mask, sink_logits, scale, return_maps
     )
     return output, maps
@@ -370,5 +370,5 @@ def _differentiate(ctx: Any, grad_output: Tensor | None, _: Tensor | None, grad_
     return (*found[:5], None, sink, None, None)
 
 
-torch.library.register_autograd("ocl::register_attention_forward", _differentiate, setup_context=_save)
+_operator = _library.differentiable("register_attention_forward", _save, _differentiate)
 _library.refuse_second_derivative("register_attention_backward")

@@ -67,7 +67,7 @@ def slot_attention(
         if _by_reference(query, key, value):
             updates, attn = reference(query, key, value, scale=scale, eps=eps, eps_on=eps_on)
         else:
-            updates, _, attn = torch.ops.ocl.slot_attention_forward(
+            updates, _, attn = _operator(
                 query, key, None if shared else value, scale, eps, eps_on == "weights", return_attn
             )
     return (updates, attn) if return_attn else updates
@@ -131,7 +131,7 @@ def _by_reference(query: Tensor, key: Tensor, value: Tensor) -> bool:
     missing = _library.why_not_fused("slot_attention", query, _sizes(query, key, value))
     if name == "fused" and missing is not None:
         raise ConfigError(f'slot_attention was asked for backend "fused", but {missing}; or use backend("auto").')
-    return missing is not None and _library.has_kernels(query.device)
+    return missing is not None and (_library.has_kernels(query.device) or _library.transforming())
 
 
 def _sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
@@ -248,5 +248,5 @@ def _differentiate(ctx: Any, grad_updates: Tensor | None, _: Tensor | None, grad
     return (*(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None, None, None)
 
 
-torch.library.register_autograd("ocl::slot_attention_forward", _differentiate, setup_context=_save)
+_operator = _library.differentiable("slot_attention_forward", _save, _differentiate)
 _library.refuse_second_derivative("slot_attention_backward")

@@ -353,6 +353,14 @@ def test_a_second_derivative_is_refused():
             first.sum().backward()
 
 
+def test_transforms_of_torch_func_run_through_the_reference():
+    query, *others = (inputs(torch.float32)[name].transpose(-3, -2) for name in TENSORS[:5])
+    found = torch.func.grad(lambda x: register_attention(x, *others).square().sum())(query)
+    query = query.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(register_attention(query, *others).square().sum(), query)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_chooses_the_dtype(dtype):
     made = inputs(torch.float32, TENSORS)
