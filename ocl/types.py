@@ -115,6 +115,11 @@ class Slots:
         """The attention as pictures [B, K, h, w]."""
         return self.attn.unflatten(-1, self.grid)
 
+    def part(self, images: slice) -> Slots:
+        """Those of some images of the batch."""
+        active = None if self.active is None else self.active[images]
+        return Slots(self.vectors[images], self.attn[images], self.grid, active)
+
 
 @dataclass(frozen=True)
 class Conditioning:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -95,3 +96,78 @@ def test_two_losses_that_ask_for_other_slots_are_refused(tmp_path, tiny_pipeline
     path.write_text(path.read_text() + "  - {class_path: ContrastiveAlignment, init_args: {weight: 0.1}}\n")
     assert main(["train", "--config", str(path), "--run", str(tmp_path / "run")]) == 2
     assert "two losses ask for slots of other images" in capsys.readouterr().err
+
+
+# drawing
+
+
+@pytest.fixture(scope="module")
+def drawn_run(tmp_path_factory, tiny_pipeline):
+    folder = tmp_path_factory.mktemp("drawn")
+    assert main(["train", "--config", str(config(folder, tiny_pipeline, "coda")), "--run", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    from ocl.data import Scenes
+    from ocl.vis.png import to_picture, write_png
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(3):
+        write_png(folder / f"{number}.png", to_picture(Scenes(image_size=64)[number].image))
+    return folder
+
+
+def draw(command, run, pictures, out, *words):
+    return main([command, str(run), str(pictures), *words, "--out", str(out), "--steps", "2", "--device", "cpu"])
+
+
+def pixels(path):
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_reconstructions_do_not_depend_on_the_batch(drawn_run, pictures, tmp_path):
+    assert draw("reconstruct", drawn_run, pictures, tmp_path / "all", "--alone") == 0
+    assert draw("reconstruct", drawn_run, pictures, tmp_path / "single", "--batch_size", "1") == 0
+    for number in range(3):
+        together, alone = (pixels(tmp_path / name / "images" / f"{number}.png") for name in ("all", "single"))
+        assert abs(together - alone).max() <= 1
+    assert len(list((tmp_path / "all" / "alone" / "0").glob("slot_*.png"))) == 3 and (tmp_path / "all" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize("recipe", ["columns", "random"])
+def test_compositions_are_as_many_as_images(drawn_run, pictures, tmp_path, recipe):
+    assert draw("compose", drawn_run, pictures, tmp_path, "--recipe", recipe, "--batch_size", "2") == 0
+    assert len(list((tmp_path / "images").glob("*.png"))) == 3 and (tmp_path / "grid.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["drop", "--slot", "1"], ["only"], ["swap", "--other", "1.png"], ["insert", "--other", "2.png"],
+     ["move", "--offset", "8", "0"]],
+)
+def test_every_edit_draws_the_image_before_and_after(drawn_run, pictures, tmp_path, words):
+    assert draw("edit", drawn_run, pictures, tmp_path, *words, "--image", "0.png") == 0
+    (found,) = tmp_path.glob(f"0_{words[0]}_*.png")
+    assert pixels(found).shape == (64 + 8, 4 * 68 + 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["drop", "--image", "nine.png"], "holds no image nine.png; it holds 0.png"),
+        (["drop", "--image", "0.png", "--slot", "7"], "has 3 slots, got index 7"),
+        (["swap", "--image", "0.png"], "needs --other NAME"),
+    ],
+)
+def test_an_edit_that_cannot_be_made_says_why(drawn_run, pictures, tmp_path, words, message, capsys):
+    assert draw("edit", drawn_run, pictures, tmp_path, *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_draws_no_images_from_noise_is_refused(tiny_run, pictures, tmp_path, capsys):
+    assert draw("reconstruct", tiny_run, pictures, tmp_path) == 2
+    assert "has a PatchMLP; only latent-diffusion decoders draw" in capsys.readouterr().err

@@ -145,7 +145,7 @@ def test_latents_that_are_not_finite_are_reported(tiny_pipeline):
     model = small(coda, tiny_pipeline("sd"))
     with torch.no_grad():
         next(iter(model.decoder.autoencoder.parameters())).fill_(float("nan"))
-    with pytest.raises(RangeError, match="latents of the images hold NaN .* float32"):
+    with pytest.raises(RangeError, match=r"latents of the images hold NaN .* float32"):
         model(batch())
 
 
