@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
 from ocl.types import Batch, Conditioning, Decoding, Denoised, Features, Mismatch, Randomness, Slots, Step
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 
 class Encoder(nn.Module, ABC):
