@@ -32,7 +32,7 @@ test-all: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
-## make test-native  C++ tests under the address and undefined-behaviour sanitizers
+## make test-native  C++ tests, and CUDA kernels on a host emulator, under the address and undefined-behaviour sanitizers
 test-native:
 	cmake -S . -B build/native -DOCL_SANITIZE=ON && cmake --build build/native -j$(JOBS) && ctest --test-dir build/native --output-on-failure
 
@@ -56,7 +56,7 @@ $(READY): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel pybind11 -c constraints.txt
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[data,dev]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[data,diffusion,dev]"
 	@$(BIN)/python -c "from ocl.ops import native_summary; print('ocl native code:', native_summary())"
 	@touch $(READY)
 

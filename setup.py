@@ -142,9 +142,10 @@ class OptionalBuild(build_ext):
         libraries = [f"-l{name}" for name in extension.libraries]
         folders = [f"-L{folder}" for folder in extension.library_dirs]
         if extension.name.endswith("_cuda"):
-            run([nvcc(), "-shared", "-cudart", "static", *objects, *folders, *libraries, "-Xlinker", "--no-as-needed", "-o", str(result)])
+            link = [nvcc(), "-shared", "-cudart", "static", *objects, *folders, "-Xlinker", "--no-as-needed", *libraries]
         else:
-            run([self._cxx(), "-shared", *objects, *folders, "-Wl,--no-as-needed", *libraries, "-o", str(result)])
+            link = [self._cxx(), "-shared", *objects, *folders, "-Wl,--no-as-needed", *libraries]
+        run([*link, "-o", str(result)])
 
     def _object(self, extension: Extension, source: str) -> str:
         target = Path(self.build_temp) / extension.name / (source + ".o")

@@ -17,7 +17,8 @@ from ocl.errors import ConfigError
 EPILOG = """
 A result is compared with float64 first, and no speed is reported for a wrong one. Times are medians of providers that take
 turns in one process. A whole run keeps ops.json, ops.md and plots under benchmarks/results/<hardware>; options that choose
-some of the rows replace those rows there. An unknown name lists the known ones.
+some of the rows replace those rows there; with --provider or --sizes nothing is kept unless --out names a folder. An unknown
+name lists the known ones.
 """
 
 

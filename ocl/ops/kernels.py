@@ -51,6 +51,6 @@ def _attention(operator: str, device: str, name: str) -> Kernel:
         return Kernel(operator, name, "reference", f"{library.missing}; until then {instead}")
     other = "float64 and sizes without a kernel take the reference" if device == "cuda" else "float64 takes the reference"
     if device == "cpu":
-        bf16 = "bf16 on AMX tiles" if cpu_isa() == "amx" and operator == "register_attention" else "bf16 and fp16 summed in fp32"
-        return Kernel(operator, name, f"fused C++, {cpu_isa()}", f"widest instruction set of this processor; {bf16}; {other}")
+        reason = f"widest instruction set of this processor; bf16 and fp16 summed in fp32; {other}"
+        return Kernel(operator, name, f"fused C++, {cpu_isa()}", reason)
     return Kernel(operator, name, "fused CUDA", f"ocl/{library.path.name} loaded; {other}")

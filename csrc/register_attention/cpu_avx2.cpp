@@ -1,0 +1,17 @@
+// Register attention for AVX2 with FMA and F16C.
+#include "register_attention/cpu.h"
+
+#if OCL_CPU_X86
+#define OCL_TARGET_AVX2
+#include "ocl/cpu/target_begin.h"
+#include "register_attention/cpu_backward.h"
+
+namespace ocl {
+
+void avx2::register_attention(const RegisterAttentionForward& work, const ParallelFor& parallel) { forward(work, parallel); }
+void avx2::register_attention(const RegisterAttentionBackward& work, const ParallelFor& parallel) { backward(work, parallel); }
+
+}  // namespace ocl
+
+#include "ocl/cpu/target_end.h"
+#endif

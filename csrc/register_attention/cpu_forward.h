@@ -1,0 +1,147 @@
+// Forward of register attention with the sums in fp32, whatever the dtype (see kernel.h for the formula).
+//
+// A task owns (image, head, chunk of rows), or (image, chunk of rows) and all heads in order where maps are wanted, since a map is
+// their mean. It walks over blocks of 32 rows whose scores stay in the first-level cache:
+//   scores = query key^T;  scores = 2^(scores - max);  output = (scores value) / sum
+// No array grows with M x (K + R). Fast for K + R up to 128 and D up to 160; correct for any.
+#pragma once
+
+#include "register_attention/cpu_panels.h"
+
+namespace ocl {
+namespace {
+
+constexpr int64_t kBlockRows = 32;
+constexpr int64_t kForwardChunk = 256;
+
+// exp2 of one number, the same way as for vectors.
+inline float exp2(float x) { return exp2(broadcast(x))[0]; }
+
+class ForwardBlocks {
+ public:
+  ForwardBlocks(const RegisterAttentionForward& work, const Panels& keys, const Panels& values)
+      : work_(work),
+        in_(work.in),
+        layout_(work.in),
+        keys_(keys),
+        values_(values),
+        exclusion_(work.in),
+        query_(kBlockRows * layout_.width),
+        scores_(kBlockRows * layout_.columns),
+        output_(kBlockRows * layout_.width) {
+    std::fill_n(query_.data(), kBlockRows * layout_.width, 0.0f);
+  }
+
+  void set_image(int64_t image) {
+    image_ = image;
+    exclusion_.set_image(image);
+  }
+
+  void run(int64_t head, int64_t first_row, int64_t last_row) {
+    for (int64_t row = first_row; row < last_row; row += kBlockRows) block(head, row, std::min(kBlockRows, last_row - row));
+  }
+
+ private:
+  void block(int64_t head, int64_t first, int64_t rows) {
+    const int64_t tile_rows = round_up(rows, kTileRows);
+    load_rows(in_.dtype, address(in_.query, in_.dtype, image_, head, first), in_.query.row, rows, in_.D, in_.scale * kLog2E,
+              query_.data(), layout_.width);
+    keys_.multiply_scores(query_.data(), tile_rows, image_, head, scores_.data());
+    exclusion_.apply(scores_.data(), rows);
+    softmax(head, first, rows);
+    if (work_.logsumexp != nullptr) {
+      std::copy_n(logsumexp_, rows, work_.logsumexp + (image_ * in_.H + head) * in_.M + first);
+    }
+    if (work_.maps != nullptr) add_to_maps(head, first, rows);
+    values_.multiply_rows(scores_.data(), tile_rows, image_, head, output_.data());
+    store_rows(in_.dtype, output_.data(), layout_.width, rows, in_.D, [&](int64_t row) { return inverse_sum_[row]; },
+               address(work_.output, in_.dtype, image_, head, first), work_.output.row);
+  }
+
+  // Leaves 2^(score - max), and their sums and logarithms per row. Three passes over the block rather than one per row: the
+  // chain from a row's maximum to its sum is longer than what a processor looks ahead.
+  void softmax(int64_t head, int64_t first, int64_t rows) {
+    const float infinity = std::numeric_limits<float>::infinity();
+    const float sink = in_.sink_logits != nullptr ? in_.sink_logits[head] * kLog2E : -infinity;
+    alignas(64) float tops[kBlockRows], totals[kBlockRows * kLanes];
+    const float lowest = std::max(sink, -FLT_MAX);  // finite, so that a row of -infinity becomes zeros
+    for (int64_t row = 0; row < rows; ++row) tops[row] = largest(scores_.data() + row * layout_.columns, lowest);
+    for (int64_t row = 0; row < rows; ++row) {
+      prefetch(head, first + row);
+      store(totals + row * kLanes, exponentiate(scores_.data() + row * layout_.columns, broadcast(tops[row])));
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      const float row_sum = sum(load(totals + row * kLanes)) + (sink == -infinity ? 0.0f : exp2(sink - tops[row]));
+      inverse_sum_[row] = row_sum == 0.0f ? 0.0f : 1.0f / row_sum;
+      if (work_.logsumexp != nullptr) logsumexp_[row] = row_sum == 0.0f ? -infinity : tops[row] * kLn2 + std::log(row_sum);
+    }
+  }
+
+  float largest(const float* scores, float lowest) const {
+    Floats largest = broadcast(lowest);
+    for (int64_t column = 0; column < layout_.columns; column += kLanes) largest = maximum(largest, load(scores + column));
+    return maximum(largest);
+  }
+
+  Floats exponentiate(float* scores, Floats top) const {
+    Floats total = {};
+    for (int64_t column = 0; column < layout_.columns; column += kLanes) {
+      const Floats power = exp2(load(scores + column) - top);
+      store(scores + column, power);
+      total += power;
+    }
+    return total;
+  }
+
+  void prefetch(int64_t head, int64_t row) const {
+    prefetch_row<true>(in_.dtype, address(work_.output, in_.dtype, image_, head, row), in_.D);
+    prefetch_row<false>(in_.dtype, address(in_.query, in_.dtype, image_, head, std::min(row + kBlockRows, in_.M - 1)), in_.D);
+  }
+
+  void add_to_maps(int64_t head, int64_t first, int64_t rows) {
+    for (int64_t k = 0; k < in_.K; ++k) {
+      float* map = work_.maps + (image_ * in_.K + k) * in_.M + first;
+      for (int64_t row = 0; row < rows; ++row) {
+        const float mass = scores_.data()[row * layout_.columns + k] * inverse_sum_[row] / static_cast<float>(in_.H);
+        map[row] = head == 0 ? mass : map[row] + mass;
+      }
+    }
+  }
+
+  const RegisterAttentionForward& work_;
+  const RegisterAttention& in_;
+  Layout layout_;
+  const Panels& keys_;
+  const Panels& values_;
+  Exclusion exclusion_;
+  Scratch<float> query_, scores_, output_;
+  float inverse_sum_[kBlockRows], logsumexp_[kBlockRows];
+  int64_t image_ = 0;
+};
+
+inline void forward(const RegisterAttentionForward& work, const ParallelFor& parallel) {
+  const RegisterAttention& in = work.in;
+  Panels keys(in, true), values(in, false);
+  parallel((in.B + 1) * in.H, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      keys.pack(in.key, in.register_key, i / in.H, i % in.H);
+      values.pack(in.value, in.register_value, i / in.H, i % in.H);
+    }
+  });
+  if (work.maps != nullptr && in.H == 0) std::fill_n(work.maps, in.B * in.K * in.M, 0.0f);
+  const int64_t chunks = (in.M + kForwardChunk - 1) / kForwardChunk;
+  const int64_t head_groups = work.maps != nullptr ? 1 : in.H, heads = work.maps != nullptr ? in.H : 1;
+  parallel(in.B * head_groups * chunks, [&](int64_t first, int64_t last) {
+    ForwardBlocks blocks(work, keys, values);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t group = i % head_groups, row = i / head_groups % chunks * kForwardChunk;
+      blocks.set_image(i / head_groups / chunks);
+      for (int64_t head = group * heads; head < (group + 1) * heads; ++head) {
+        blocks.run(head, row, std::min(row + kForwardChunk, in.M));
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace ocl

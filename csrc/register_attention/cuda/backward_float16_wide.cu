@@ -1,0 +1,8 @@
+// Tensor-core kernels, backward, float16, wide heads.
+#include "register_attention/cuda/instances.cuh"
+
+namespace ocl::register_attention {
+
+OCL_WIDE_WIDTHS(OCL_INSTANTIATE_BACKWARD, float16)
+
+}  // namespace ocl::register_attention

@@ -1,0 +1,8 @@
+// Tensor-core kernels, forward, float16, wide heads.
+#include "register_attention/cuda/instances.cuh"
+
+namespace ocl::register_attention {
+
+OCL_WIDE_WIDTHS(OCL_INSTANTIATE_FORWARD, float16)
+
+}  // namespace ocl::register_attention
