@@ -8,8 +8,8 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _PACKAGES = frozenset({
-    "data", "decoders", "encoders", "errors", "evaluate", "interfaces", "losses", "metrics", "models", "nn", "ops", "slots",
-    "train", "types", "vis",
+    "data", "decoders", "encoders", "errors", "evaluate", "generate", "interfaces", "losses", "metrics", "models", "nn", "ops",
+    "slots", "train", "types", "vis",
 })  # fmt: skip
 
 

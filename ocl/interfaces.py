@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
-from ocl.types import Batch, Conditioning, Decoding, Features, Slots, Step
+from ocl.types import Batch, Conditioning, Decoding, Denoised, Features, Mismatch, Randomness, Slots, Step
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 
 class Encoder(nn.Module, ABC):
@@ -43,33 +46,62 @@ class SlotModule(nn.Module, ABC):
 
 
 class Decoder(nn.Module, ABC):
-    """(Slots, Batch, Features) -> Decoding. Chooses its own target: pixels, features, or noise."""
+    """(Slots, Batch, Features) -> Decoding. Chooses its own target: pixels, features, or noise.
+
+    A decoder that draws random numbers takes all of them from `generator`; others ignore it.
+    """
 
     slot_dim: int
 
     @abstractmethod
-    def forward(self, slots: Slots, batch: Batch, features: Features) -> Decoding: ...
+    def forward(self, slots: Slots, batch: Batch, features: Features, *, generator: Randomness = None) -> Decoding: ...
+
+
+class ContrastiveDecoder(Decoder, ABC):
+    """A decoder that can decode slots of other images beside the image's own, against the same target.
+
+    `contrast` fills `Decoding.contrast`, whose gradient reaches the slots and no weight of the decoder.
+    """
+
+    @abstractmethod
+    def forward(
+        self, slots: Slots, batch: Batch, features: Features, *, generator: Randomness = None, contrast: Slots | None = None
+    ) -> Decoding: ...
 
 
 class RegisterBank(nn.Module, ABC):
     """Tokens [R, C] that stand beside the slots for the whole batch and soak up attention that belongs to no slot."""
 
+    width: int  # C
+
     @abstractmethod
-    def forward(self) -> Tensor | None: ...
+    def forward(self) -> Tensor: ...
 
 
 class Conditioner(nn.Module, ABC):
-    """Slots -> what the denoiser attends to."""
+    """Slots -> what the denoiser attends to. Slots that are not `active` are neither attended nor pooled."""
 
     @abstractmethod
     def forward(self, slots: Slots) -> Conditioning: ...
 
 
 class Denoiser(nn.Module, ABC):
-    """(noisy latent [B, C, h, w], timestep [B], Conditioning) -> prediction of the latent's shape."""
+    """(noisy latent [B, C, h, w], timestep [B], Conditioning) -> prediction of the latent's shape.
+
+    contrast: another conditioning of the same latents; its prediction sends gradient to it and to no weight.
+    """
+
+    context_dim: int  # C of the conditioning
+    latent_channels: int
 
     @abstractmethod
-    def forward(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor: ...
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, contrast: Conditioning | None = None
+    ) -> Denoised: ...
+
+    @abstractmethod
+    def reusing_projections(self) -> AbstractContextManager[None]:
+        """Inside, what depends on the conditioning alone is computed in the first pass; it and the weights must not change."""
 
 
 class Loss(nn.Module, ABC):
@@ -77,6 +109,10 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, step: Step) -> Tensor: ...
+
+    def mismatch(self, index: int) -> Mismatch | None:
+        """Which slots of other images update number `index` shall decode as well; None, as for most losses, for none."""
+        return None
 
 
 class Metric(ABC):

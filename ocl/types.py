@@ -7,12 +7,17 @@ L conditioning tokens. Each value checks itself when it is made, so a part may t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ocl.errors import RangeError, ShapeError
+
+Randomness = torch.Generator | Sequence[torch.Generator] | None
+"""Where draws come from: one generator for a batch, one per image so that batching changes nothing, or torch's global one."""
 
 RANGE_SLACK = 1e-3  # resizing with a smooth filter overshoots by rounding, never by more
 
@@ -62,8 +67,9 @@ class Batch:
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device, non_blocking=non_blocking)
 
-        return replace(self, image=self.image.to(device, non_blocking=non_blocking),
-                       instances=move(self.instances), classes=move(self.classes))
+        return replace(
+            self, image=self.image.to(device, non_blocking=non_blocking), instances=move(self.instances), classes=move(self.classes)
+        )
 
 
 @dataclass(frozen=True)
@@ -109,17 +115,49 @@ class Slots:
         """The attention as pictures [B, K, h, w]."""
         return self.attn.unflatten(-1, self.grid)
 
+    def part(self, images: slice) -> Slots:
+        """Those of some images of the batch."""
+        active = None if self.active is None else self.active[images]
+        return Slots(self.vectors[images], self.attn[images], self.grid, active)
+
 
 @dataclass(frozen=True)
 class Conditioning:
     """What a denoiser attends to: slots [B, K, C], registers [R, C] or None, slot_mask [B, K] bool or None.
 
     Registers belong to the whole batch and are not repeated over it; slot_mask False means: this slot is not attended.
+    text: [B, L, C] or None; stands in for the prompt where the slots have layers of their own.
     """
 
     slots: Tensor
     registers: Tensor | None = None
     slot_mask: Tensor | None = None
+    text: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.slots.ndim != 3:
+            raise ShapeError(f"Conditioning.slots must be [B, K, C], got {list(self.slots.shape)}.")
+        batch, num_slots, width = self.slots.shape
+        if self.registers is not None and (self.registers.ndim != 2 or self.registers.shape[1] != width):
+            shape = list(self.registers.shape)
+            raise ShapeError(f"Conditioning.registers must be [R, C] with C = {width} as the slots, got {shape}.")
+        if self.slot_mask is not None and (self.slot_mask.shape != (batch, num_slots) or self.slot_mask.dtype != torch.bool):
+            found = f"{self.slot_mask.dtype} {list(self.slot_mask.shape)}"
+            raise ShapeError(f"Conditioning.slot_mask must be bool [B, K] = {[batch, num_slots]}, got {found}.")
+        if self.text is not None and (self.text.ndim != 3 or self.text.shape[::2] != (batch, width)):
+            raise ShapeError(f"Conditioning.text must be [B, L, C] = [{batch}, L, {width}], got {list(self.text.shape)}.")
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What a denoiser predicts from a noisy latent, of the latent's shape.
+
+    contrast: the prediction under another conditioning, or None. maps: attention mass of each slot [B, K, h, w], or None.
+    """
+
+    prediction: Tensor
+    contrast: Tensor | None = None
+    maps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -127,21 +165,50 @@ class Decoding:
     """What the decoder made of the slots, and what it should have made: the decoder owns its target.
 
     prediction, target: same shape [B, ...]. masks: [B, K, h, w], sums to 1 over K, or None.
+    contrast: the prediction from slots that do not belong to the image, or None; it trains the slots and never the decoder.
     """
 
     prediction: Tensor
     target: Tensor
     masks: Tensor | None = None
+    contrast: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.prediction.shape != self.target.shape:
-            shapes = f"{list(self.prediction.shape)} and {list(self.target.shape)}"
+        if self.prediction.shape != self.target.shape or (self.contrast is not None and self.contrast.shape != self.target.shape):
+            found = [list(value.shape) for value in (self.prediction, self.target, self.contrast) if value is not None]
+            shapes = " and ".join(map(str, found))
             raise ShapeError(f"Decoding needs prediction and target of one shape, got {shapes}.")
 
     def error(self) -> Tensor:
         """Mean squared error of each image, [B], in float32 or wider."""
-        wide = torch.promote_types(self.prediction.dtype, torch.float32)
-        return (self.prediction.to(wide) - self.target.to(wide)).square().flatten(1).mean(1)
+        return _mean_squared(self.prediction, self.target)
+
+    def contrast_error(self) -> Tensor:
+        """The same for the prediction from slots of other images. Raises ShapeError where there is none."""
+        if self.contrast is None:
+            raise ShapeError("Decoding.contrast is None: this pass decoded no slots of other images.")
+        return _mean_squared(self.contrast, self.target)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """How slots that do not belong to an image are made from those of its partner in the batch (CODA).
+
+    Partners start from the same slot noise, so that slot k of both means similar things; slot k is swapped for slot k.
+
+    rate: how likely, or how large a share of the slots, is swapped.
+    swap: "independent" draws every slot of every image on its own; "exact" swaps floor(K * rate) slots, at least one, of each
+        image; "complementary" lets partners exchange the same slots, so that every slot is in exactly one of both mixtures
+        (with "halves" and an even B; else as "independent").
+    pairing: "halves" pairs image i with i + B / 2; "ring" gives all images one noise and pairs i with i + 1, for any batch
+        size ("halves" falls back to it where B is odd).
+    decode: false in the warm-up, where partners share noise and nothing is swapped yet.
+    """
+
+    rate: float = 0.5
+    swap: Literal["independent", "exact", "complementary"] = "independent"
+    pairing: Literal["halves", "ring"] = "halves"
+    decode: bool = True
 
 
 @dataclass(frozen=True)
@@ -160,6 +227,11 @@ class Step:
     batch: Batch
     output: Output
     index: int = 0
+
+
+def _mean_squared(prediction: Tensor, target: Tensor) -> Tensor:
+    wide = torch.promote_types(prediction.dtype, torch.float32)
+    return (prediction.to(wide) - target.to(wide)).square().flatten(1).mean(1)
 
 
 def _check_grid(name: str, grid: tuple[int, int], num_tokens: int) -> None:

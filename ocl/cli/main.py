@@ -12,6 +12,9 @@ COMMANDS = {
     "train": "train a model from a config into a run folder",
     "evaluate": "score a run under named protocols and write a report",
     "segment": "split a folder of photographs into slots",
+    "reconstruct": "draw images again from their slots, all together or one by one",
+    "compose": "draw scenes whose slots come from several images",
+    "edit": "remove, replace, add or move an object by its slot",
     "describe": "show a config or run: parts, parameters, kernels",
     "data": "preview or check a dataset",
     "bench": "measure the operators beside every other way to compute the same",
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    rows = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    rows = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
     return f"usage: ocl COMMAND ...\n\n{rows}\n\n`ocl COMMAND --help` shows the options of a command."
 
 

@@ -11,7 +11,7 @@ from ocl.errors import ConfigError, ShapeError
 from ocl.interfaces import Decoder
 from ocl.nn.mlp import he_
 from ocl.nn.positions import CoordinateCode
-from ocl.types import Batch, Decoding, Features, Slots
+from ocl.types import Batch, Decoding, Features, Randomness, Slots
 
 
 @final
@@ -63,7 +63,7 @@ class SpatialBroadcast(Decoder):
             layers.append(nn.ReLU())
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 4 * patch**2, 3, padding=1), nn.PixelShuffle(patch))
 
-    def forward(self, slots: Slots, batch: Batch, features: Features) -> Decoding:
+    def forward(self, slots: Slots, batch: Batch, features: Features, *, generator: Randomness = None) -> Decoding:
         """Slots of width slot_dim and images of side image_size -> prediction [B, 3, H, W], masks [B, K, H, W]."""
         check_image_size("SpatialBroadcast", batch, self.image_size)
         check_slots("SpatialBroadcast", slots, self.slot_dim)

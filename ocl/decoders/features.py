@@ -8,7 +8,7 @@ from ocl.errors import ShapeError
 from ocl.interfaces import Decoder
 from ocl.nn.mlp import mlp
 from ocl.nn.positions import LearnedCode
-from ocl.types import Batch, Decoding, Features, Slots
+from ocl.types import Batch, Decoding, Features, Randomness, Slots
 
 
 @final
@@ -33,7 +33,7 @@ class FeatureMLP(Decoder):
         self.position = LearnedCode(slot_dim, grid)
         self.layers = mlp(slot_dim, hidden_dim, feature_dim + 1, depth=depth)
 
-    def forward(self, slots: Slots, batch: Batch, features: Features) -> Decoding:
+    def forward(self, slots: Slots, batch: Batch, features: Features, *, generator: Randomness = None) -> Decoding:
         """Slots of width slot_dim and tokens of width feature_dim -> prediction [B, N, D], masks [B, K, h, w]."""
         if features.width != self.feature_dim or slots.vectors.shape[-1] != self.slot_dim:
             raise ShapeError(

@@ -16,7 +16,7 @@ from ocl.errors import ConfigError
 from ocl.interfaces import Decoder
 from ocl.nn.frames import frames, seen_from
 from ocl.nn.mlp import he_, mlp
-from ocl.types import Batch, Decoding, Features, Slots
+from ocl.types import Batch, Decoding, Features, Randomness, Slots
 
 
 @final
@@ -45,7 +45,7 @@ class PatchMLP(Decoder):
         self.where = he_(nn.Linear(6, hidden_dim))  # He, not torch's default: coordinates are small numbers
         self.layers = nn.Sequential(nn.ReLU(), mlp(hidden_dim, hidden_dim, 4 * patch**2, depth=depth - 1))
 
-    def forward(self, slots: Slots, batch: Batch, features: Features) -> Decoding:
+    def forward(self, slots: Slots, batch: Batch, features: Features, *, generator: Randomness = None) -> Decoding:
         """Slots of width slot_dim and images of side image_size -> prediction [B, 3, H, W], masks [B, K, H, W]."""
         check_image_size("PatchMLP", batch, self.image_size)
         check_slots("PatchMLP", slots, self.slot_dim)

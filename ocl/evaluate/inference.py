@@ -31,14 +31,20 @@ def inference(model: SlotAutoencoder) -> Iterator[None]:
 
 
 def run(model: SlotAutoencoder, batch: Batch, *, names: Sequence[str], seed: int, device: torch.device | str) -> Output:
-    """The model's output for a batch, on `device`; the noise under an image's slots follows from `seed` and its name alone."""
-    return model(batch.to(device), noise=slot_noise(model.init, names, seed=seed).to(device))
+    """The model's output for a batch, on `device`; all that is drawn for an image follows from `seed` and its name alone."""
+    draws = generators(names, seed=seed, purpose="decoder")
+    return model(batch.to(device), noise=slot_noise(model.init, names, seed=seed).to(device), generator=draws)
 
 
 def slot_noise(init: SlotInit, names: Sequence[str], *, seed: int) -> Tensor:
     """Standard normal noise for the slots of each named image, float32 [B, K, slot_dim]; equal names get equal noise."""
     shape = (init.num_slots, init.slot_dim)
     return torch.stack([torch.randn(shape, generator=_generator(seed, name)) for name in names])
+
+
+def generators(names: Sequence[str], *, seed: int, purpose: str) -> list[torch.Generator]:
+    """One generator for each named image; equal names, seeds and purposes give equal draws."""
+    return [_generator(seed, f"{name} {purpose}") for name in names]
 
 
 def masks_of(output: Output, source: MaskSource) -> Tensor | None:

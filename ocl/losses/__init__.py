@@ -1,6 +1,8 @@
 """Judges that training minimises: Step -> scalar."""
 
+from ocl.losses.alignment import ContrastiveAlignment
+from ocl.losses.guidance import MaskGuidance
 from ocl.losses.masks import MaskEntropy
 from ocl.losses.reconstruction import Reconstruction
 
-__all__ = ["MaskEntropy", "Reconstruction"]
+__all__ = ["ContrastiveAlignment", "MaskEntropy", "MaskGuidance", "Reconstruction"]

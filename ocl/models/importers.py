@@ -1,6 +1,7 @@
 """Published checkpoints read into our parts, with every key accounted for.
 
-CODA (sony/coda): a folder with `encoder/config.json` and `encoder/diffusion_pytorch_model.safetensors`.
+CODA (sony/coda): a folder with `config.yaml`, `encoder/` and `unet/`, the latter two in the layout of diffusers; `unet/` holds the
+trained tensors only.
 """
 
 from __future__ import annotations
@@ -8,20 +9,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ocl.decoders import LatentDiffusion
+from ocl.decoders.diffusion import LatentUNet, LearnedRegisters, NullPrompt, SlotTokens
+from ocl.decoders.diffusion.cross_attention import Projection
+from ocl.encoders import DINOv2
 from ocl.errors import CheckpointError
+from ocl.interfaces import Encoder, RegisterBank
+from ocl.models.autoencoder import SlotAutoencoder
+from ocl.nn.freezing import trainable_state_dict
 from ocl.nn.positions import coordinates
 from ocl.slots import GaussianInit, SlotAttention
 
-_PREFIX = "slot_attn."
-_INIT_KEYS = {"slot_mu": "mean", "slot_log_sigma": "log_std"}
-_MODULE_KEYS = {
+CONFIG, ENCODER, UNET = "config.yaml", "encoder", "unet"
+TENSORS, SIZES = "diffusion_pytorch_model.safetensors", "config.json"
+PREFIX = "slot_attn."
+INIT_KEYS = {"slot_mu": "mean", "slot_log_sigma": "log_std"}
+MODULE_KEYS = {
     "pos.projection": "position.projection",
     "in_layer_norm": "input.0",
     "in_mlp.0": "input.1.0",
@@ -38,7 +49,54 @@ _MODULE_KEYS = {
     "out_layer_norm": "output.0",
     "out_linear": "output.1",
 }
+BACKBONES: dict[str, Literal["small", "base", "large", "giant"]] = {
+    "dinov2_vits14": "small", "dinov2_vitb14": "base", "dinov2_vitl14": "large", "dinov2_vitg14": "giant",
+}  # fmt: skip
+UNET_PREFIX = "backbone.module."  # of a tensor's name in LatentUNet, before the name that diffusers gives it
 _ELSEWHERE = ("null_embedding", "register_tokens", "negative_tokens", "backbone.")  # belong to other parts of that method
+
+
+def coda_model(folder: Path | str, *, weights: str | None = None, encoder: Encoder | None = None) -> SlotAutoencoder:
+    """The whole model of a published CODA checkpoint.
+
+    weights: the pipeline it was trained on; None is the one that its config.yaml names.
+    encoder: None is the DINOv2 that its config names, on images resized to the size it was trained with.
+    Raises CheckpointError where a file is missing or unreadable, or where a key is missing, unknown or of another shape.
+    """
+    folder = Path(folder)
+    config, sizes = _read_yaml(folder / CONFIG), _read_json(folder / ENCODER / SIZES)
+    weights = weights or str(config["model_id"])
+    trained = _trained(config["trainable_keys"], folder) if config.get("training_unet_cross_attention", True) else ()
+    if config.get("training_unet"):
+        raise CheckpointError(f"{folder}: its whole U-Net was trained, which is not supported; cross-attention projections are.")
+    denoiser = LatentUNet(weights, trained=trained)
+    _load_unet(denoiser, folder / UNET)
+    registers = coda_registers(folder)
+    if registers.width != denoiser.context_dim:
+        raise CheckpointError(
+            f"{folder}: its registers have width {registers.width}, the U-Net of {weights} takes {denoiser.context_dim}; "
+            "pass the pipeline that it was trained on as weights."
+        )
+    module, init = coda_slots(folder)
+    drop_rate = float(config.get("cfg_dropping_rate", 0.0))
+    decoder = LatentDiffusion(weights, denoiser=denoiser, conditioner=SlotTokens(registers), drop_rate=drop_rate)
+    return SlotAutoencoder(encoder or _encoder(sizes, folder), init, module, decoder)
+
+
+def coda_registers(folder: Path | str) -> RegisterBank:
+    """The registers of a published CODA checkpoint; no text encoder is needed. Raises CheckpointError like `coda_model`."""
+    folder = Path(folder) / ENCODER
+    state, sizes = _read_safetensors(folder / TENSORS), _read_json(folder / SIZES)
+    number, null = sizes["num_registers"], state.get("null_embedding")
+    if null is None or null.ndim != 3 or len(null) != 1:
+        raise CheckpointError(f"{folder}: null_embedding [1, R, C] is missing; this is not a CODA checkpoint.")
+    if number == 0:
+        raise CheckpointError(f"{folder}: it has a learned negative prompt and no registers, which is not supported.")
+    if number < 0:
+        return NullPrompt.stored(null[0] if number == -1 else null[0, sizes["slot_n_slots"] :])
+    bank = LearnedRegisters(number, null.shape[2])
+    _load(bank, {"table": state["register_tokens"][0]} if "register_tokens" in state else {}, folder)
+    return bank
 
 
 def coda_slots(folder: Path | str) -> tuple[SlotAttention, GaussianInit]:
@@ -47,9 +105,9 @@ def coda_slots(folder: Path | str) -> tuple[SlotAttention, GaussianInit]:
     Raises CheckpointError where a file is missing or unreadable, where a key is missing, unknown or of another shape than
     the sizes in its config say, or where the checkpoint uses a learned initial slot table, which no published one does.
     """
-    folder = Path(folder) / "encoder"
-    config = _read_json(folder / "config.json")
-    state = _read_safetensors(folder / "diffusion_pytorch_model.safetensors")
+    folder = Path(folder) / ENCODER
+    config = _read_json(folder / SIZES)
+    state = _read_safetensors(folder / TENSORS)
     if config.get("slot_learnable_slot_init"):
         raise CheckpointError(f"{folder}: learned initial slots are not published by CODA and cannot be imported.")
     module = SlotAttention(
@@ -71,21 +129,46 @@ def coda_slots(folder: Path | str) -> tuple[SlotAttention, GaussianInit]:
     return module, init
 
 
+def _encoder(sizes: Mapping[str, Any], folder: Path) -> Encoder:
+    name = sizes["dino_id"]
+    if name not in BACKBONES or sizes.get("dino_enable_register") or sizes.get("dino_requires_grad"):
+        raise CheckpointError(f"{folder}: its backbone {name}, or the way it was used, is not supported; pass encoder=....")
+    return DINOv2(BACKBONES[name], image_size=14 * sizes["dino_sample_size"])
+
+
+def _trained(keys: list[str], folder: Path) -> tuple[Projection, ...]:
+    """['.attn2.to_k.', ...] -> ('to_k', ...)."""
+    names: tuple[Projection, ...] = ("to_q", "to_k", "to_v", "to_out")
+    known = {f".attn2.{name}.": name for name in names}
+    unknown = sorted(set(keys) - known.keys())
+    if unknown:
+        raise CheckpointError(f"{folder}: trained tensors {', '.join(unknown)} are not cross-attention projections.")
+    return tuple(known[key] for key in keys)
+
+
+def _load_unet(denoiser: LatentUNet, folder: Path) -> None:
+    """Fill exactly the trained tensors."""
+    state = {UNET_PREFIX + name: value for name, value in _read_safetensors(folder / TENSORS).items()}
+    expected = {name: tuple(value.shape) for name, value in trainable_state_dict(denoiser).items()}
+    _compare(expected, {name: tuple(value.shape) for name, value in state.items()}, "the trained part of the U-Net", folder)
+    denoiser.load_state_dict(state, strict=False)
+
+
 def _rename(state: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     init: dict[str, Tensor] = {}
     module: dict[str, Tensor] = {}
     for key, value in state.items():
         if key.startswith(_ELSEWHERE):
             continue
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(PREFIX)
         stem, _, leaf = name.rpartition(".")
         if name == "pos.pe":
             _check_coordinates(value, folder)
-        elif name in _INIT_KEYS:
-            init[_INIT_KEYS[name]] = value
-        elif stem in _MODULE_KEYS:
+        elif name in INIT_KEYS:
+            init[INIT_KEYS[name]] = value
+        elif stem in MODULE_KEYS:
             tensor = value.flatten(1) if stem == "pos.projection" and leaf == "weight" else value  # a 1 x 1 convolution
-            module[f"{_MODULE_KEYS[stem]}.{leaf}"] = tensor
+            module[f"{MODULE_KEYS[stem]}.{leaf}"] = tensor
         else:
             raise CheckpointError(f"{folder}: unknown key {key}; this is not a CODA slot encoder.")
     return init, module
@@ -100,11 +183,15 @@ def _check_coordinates(table: Tensor, folder: Path) -> None:
 def _load(part: torch.nn.Module, state: dict[str, Tensor], folder: Path) -> None:
     expected = {name: tuple(value.shape) for name, value in part.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
+    _compare(expected, found, type(part).__name__, folder)
+    part.load_state_dict(state)
+
+
+def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], part: str, folder: Path) -> None:
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         details = ", ".join(f"{name} (expected {expected.get(name)}, found {found.get(name)})" for name in wrong[:5])
-        raise CheckpointError(f"{folder}: {len(wrong)} tensors do not fit {type(part).__name__}: {details}.")
-    part.load_state_dict(state)
+        raise CheckpointError(f"{folder}: {len(wrong)} tensors do not fit {part}: {details}.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -114,6 +201,20 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); pass the folder that holds `encoder/`.") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}); copy the checkpoint again.") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Plain values only: tags that would build objects are refused."""
+    try:
+        found = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); pass the folder that holds `{CONFIG}`.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not YAML ({' '.join(str(error).split())}); copy the checkpoint again.") from error
+    missing = [key for key in ("model_id", "trainable_keys") if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise CheckpointError(f"{path} lacks {' and '.join(missing)}; this is not the config of a CODA checkpoint.")
+    return found
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

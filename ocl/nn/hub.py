@@ -55,7 +55,7 @@ def load_transformer(
     auto_model = import_transformers().AutoModel
     source, local = _locate(weights), offline() if local_files_only is None else local_files_only
     try:
-        with _quiet():
+        with quiet_transformers():
             model, report = auto_model.from_pretrained(
                 source, config=config, local_files_only=local, use_safetensors=True, trust_remote_code=False,
                 dtype=torch.float32, output_loading_info=True,
@@ -95,7 +95,7 @@ def import_transformers() -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without transformers' own table of unused tensors and its bar; bars of downloads stay."""
     logging = import_transformers().utils.logging
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

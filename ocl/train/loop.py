@@ -20,7 +20,7 @@ from ocl.train.meter import Meter
 from ocl.train.options import Training
 from ocl.train.schedule import factor
 from ocl.train.seeding import seed_globals, step_generator
-from ocl.types import Batch, Output, Step
+from ocl.types import Batch, Mismatch, Output, Step
 
 Stream = Callable[[int], Iterator[Batch]]
 """Samples consumed so far -> the endless batches that follow; a pure function, so that a resumed run reads on where it was."""
@@ -101,18 +101,26 @@ def _update(
     """Update number `step`: `accumulate` passes, then one optimizer step. Returns the last pass and the samples consumed."""
     seed_globals(training.seed, step)
     generator = step_generator(training.seed, step, engine.device)
-    consumed = 0
+    consumed, asked = 0, _asked(losses, step)
     for _ in range(training.accumulate):
         with meter.waiting():
             batch = engine.place(_next(stream, step))
         with engine.autocast():
-            output: Output = engine.model(batch, generator=generator)
+            output: Output = engine.model(batch, generator=generator, **asked)
             values = [loss(Step(batch, output, step)) for loss in losses]
         engine.backward(torch.stack(values).sum())
         meter.add_pass(dict(zip(_names(losses), values, strict=True)), batch.keys, len(batch))
         consumed += len(batch)
     meter.add_step(step, engine.step(_rate(training, step)))
     return output, consumed
+
+
+def _asked(losses: Sequence[Loss], step: int) -> dict[str, Mismatch]:
+    """What losses ask of the model beyond the plain pass, as keyword arguments of its forward."""
+    found = [mismatch for loss in losses if (mismatch := loss.mismatch(step)) is not None]
+    if len(found) > 1:
+        raise ConfigError("two losses ask for slots of other images, and one pass decodes one mixture; keep one of them.")
+    return {"mismatch": found[0]} if found else {}
 
 
 def _summary(meter: Meter, saved: Path) -> dict[str, float]:

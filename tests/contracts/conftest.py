@@ -13,30 +13,42 @@ import pytest
 import torch
 
 import ocl
-from ocl.decoders import FeatureMLP, PatchMLP, SpatialBroadcast
+from ocl.decoders import FeatureMLP, LatentDiffusion, PatchMLP, SpatialBroadcast
+from ocl.decoders.diffusion import (
+    AdaptedUNet,
+    LatentTransformer,
+    LatentUNet,
+    LearnedRegisters,
+    NullPrompt,
+    PooledSlots,
+    SlotTokens,
+)
+from ocl.decoders.diffusion.decoder import Draws
 from ocl.encoders import CNN, DINO, MAE, DINOv2, DINOv3, ResNet, ViT
-from ocl.interfaces import Decoder, Encoder, Loss, SlotInit, SlotModule
-from ocl.losses import MaskEntropy, Reconstruction
+from ocl.interfaces import Conditioner, Decoder, Denoiser, Encoder, Loss, RegisterBank, SlotInit, SlotModule
+from ocl.losses import ContrastiveAlignment, MaskEntropy, MaskGuidance, Reconstruction
 from ocl.slots import GaussianInit, LearnedGaussianInit, LearnedInit, SlotAttention
-from ocl.types import Batch, Decoding, Features, Output, Slots, Step
+from ocl.types import Batch, Conditioning, Decoding, Features, Output, Slots, Step
 
 IMAGE_SIZE, GRID, FEATURE_DIM, SLOT_DIM, NUM_SLOTS = 16, (4, 4), 12, 8, 3
+CONTEXT_DIM, LATENT = 32, (4, IMAGE_SIZE // 2, IMAGE_SIZE // 2)  # of the tiny pipelines
 
 
 @dataclass(frozen=True)
 class Example:
-    """kind: the interface. make: folder of a tiny ViT by its kind -> the part. position: depends on the order of its tokens."""
+    """kind: the interface. make: folder of a tiny ViT or pipeline by its kind -> the part. position: depends on token order."""
 
     kind: type
     name: str
     make: Callable
     position: bool = False
     random: bool = False
-    tiny_vit: Callable | None = None
+    slot_dim: int = SLOT_DIM
+    folder: Callable | None = None
 
     def build(self, seed=0):
         torch.manual_seed(seed)
-        return self.make(self.tiny_vit)
+        return self.make(self.folder)
 
     def inputs(self, batch_size=2, *, device="cpu", dtype=torch.float32, **changes):
         """Keyword arguments of `run`, the same for every call; `changes` go to the maker of that kind."""
@@ -45,6 +57,8 @@ class Example:
         def draw(*shape):
             return torch.rand(shape, generator=generator).to(device, dtype)
 
+        if self.slot_dim != SLOT_DIM:
+            changes["slot_dim"] = self.slot_dim
         return INPUTS[self.kind](batch_size, draw, **changes)
 
     def run(self, part, inputs):
@@ -65,17 +79,28 @@ def _module_inputs(batch_size, draw, grid=GRID):
     return {"tokens": tokens, "init": draw(batch_size, NUM_SLOTS, SLOT_DIM), "grid": grid}
 
 
-def _decoder_inputs(batch_size, draw):
-    return {
-        "vectors": draw(batch_size, NUM_SLOTS, SLOT_DIM),
+def _decoder_inputs(batch_size, draw, slot_dim=SLOT_DIM):
+    found = {
+        "vectors": draw(batch_size, NUM_SLOTS, slot_dim),
         "image": draw(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE),
         "tokens": draw(batch_size, GRID[0] * GRID[1], FEATURE_DIM),
         "instances": None,
     }
+    if slot_dim == CONTEXT_DIM:
+        found |= {"posterior": draw(batch_size, *LATENT), "noise": draw(batch_size, *LATENT)}
+    return found
 
 
 def _loss_inputs(batch_size, draw):
     return _decoder_inputs(batch_size, draw) | {"prediction": draw(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)}
+
+
+def _conditioner_inputs(batch_size, draw, slot_dim=SLOT_DIM):
+    return {"vectors": draw(batch_size, NUM_SLOTS, slot_dim)}
+
+
+def _denoiser_inputs(batch_size, draw):
+    return {"noisy": draw(batch_size, *LATENT), "slots": draw(batch_size, NUM_SLOTS, CONTEXT_DIM)}
 
 
 def _slots(vectors):
@@ -98,15 +123,40 @@ def _run_module(part, tokens, init, grid):
     return {"vectors": slots.vectors, "attn": slots.attn}
 
 
-def _run_decoder(part, vectors, image, tokens, instances):
-    decoding = part(_slots(vectors), Batch(image, instances), Features(tokens, GRID))
+def _run_decoder(part, vectors, image, tokens, instances, **drawn):
+    """drawn: the random numbers of a decoder that needs some."""
+    more = {"draws": Draws(_levels(image), **drawn)} if drawn else {}
+    decoding = part(_slots(vectors), Batch(image, instances), Features(tokens, GRID), **more)
     found = {"prediction": decoding.prediction, "target": decoding.target, "error": decoding.error(), "masks": decoding.masks}
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _levels(like):
+    return torch.full([len(like)], 300, device=like.device)
+
+
 def _run_loss(part, vectors, image, tokens, instances, prediction):
-    output = Output(Features(tokens, GRID), _slots(vectors), Decoding(prediction, image, prediction.softmax(dim=1)))
+    decoding = Decoding(prediction, image, prediction.softmax(dim=1), contrast=prediction / 2)
+    output = Output(Features(tokens, GRID), _slots(vectors), decoding)
     return {"loss": part(Step(Batch(image, instances), output))}
+
+
+def _run_bank(part):
+    return {"registers": part()}
+
+
+def _run_conditioner(part, vectors):
+    found = part(_slots(vectors))
+    values = {"slots": found.slots, "text": found.text}
+    if found.registers is not None:  # belong to the batch; a sum per image is compared
+        values["registers"] = found.registers.sum(dim=0).expand(len(vectors), -1)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _run_denoiser(part, noisy, slots):
+    text = slots.mean(dim=1, keepdim=True) if isinstance(part, AdaptedUNet) else None
+    found = part(noisy, _levels(noisy), Conditioning(slots, text=text))
+    return {name: value for name, value in {"prediction": found.prediction, "maps": found.maps}.items() if value is not None}
 
 
 INPUTS = {
@@ -115,8 +165,20 @@ INPUTS = {
     SlotModule: _module_inputs,
     Decoder: _decoder_inputs,
     Loss: _loss_inputs,
+    RegisterBank: lambda batch_size, draw: {},
+    Conditioner: _conditioner_inputs,
+    Denoiser: _denoiser_inputs,
 }
-RUN = {Encoder: _run_encoder, SlotInit: _run_init, SlotModule: _run_module, Decoder: _run_decoder, Loss: _run_loss}
+RUN = {
+    Encoder: _run_encoder,
+    SlotInit: _run_init,
+    SlotModule: _run_module,
+    Decoder: _run_decoder,
+    Loss: _run_loss,
+    RegisterBank: _run_bank,
+    Conditioner: _run_conditioner,
+    Denoiser: _run_denoiser,
+}
 
 
 def _attention(**options):
@@ -125,6 +187,27 @@ def _attention(**options):
 
 def _broadcast(**options):
     return lambda vit: SpatialBroadcast(SLOT_DIM, image_size=IMAGE_SIZE, width=4, **options)
+
+
+def _diffusion(kind, registers=False):
+    def make(folder):
+        conditioner = SlotTokens(NullPrompt(str(folder(kind)))) if registers else SlotTokens()
+        return LatentDiffusion(str(folder(kind)), conditioner=conditioner)
+
+    return make
+
+
+def _adapted(folder):
+    """Awake: its adapters' outputs do not start at zero, so that everything inside takes part."""
+    part = AdaptedUNet(str(folder("sd")), map_block=-1)
+    for name, weight in part.named_parameters():
+        if ".adapter.to_out." in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    return part
+
+
+def _adapted_diffusion(folder):
+    return LatentDiffusion(str(folder("sd")), denoiser=_adapted(folder), conditioner=PooledSlots())
 
 
 EXAMPLES = [
@@ -155,15 +238,30 @@ EXAMPLES = [
     Example(Decoder, "PatchMLP", lambda vit: PatchMLP(SLOT_DIM, image_size=IMAGE_SIZE, patch=4, hidden_dim=16)),
     Example(Decoder, "FeatureMLP", lambda vit: FeatureMLP(SLOT_DIM, FEATURE_DIM, grid=GRID, hidden_dim=16, depth=2)),
     Example(Decoder, "FeatureMLP-other-grid", lambda vit: FeatureMLP(SLOT_DIM, FEATURE_DIM, grid=(3, 2), hidden_dim=16)),
+    Example(Decoder, "LatentDiffusion", _diffusion("sd", registers=True), slot_dim=CONTEXT_DIM),
+    Example(Decoder, "LatentDiffusion-sana", _diffusion("sana"), slot_dim=CONTEXT_DIM),
+    Example(Decoder, "LatentDiffusion-adapted", _adapted_diffusion, slot_dim=CONTEXT_DIM),
     Example(Loss, "Reconstruction", lambda vit: Reconstruction(weight=0.5)),
     Example(Loss, "MaskEntropy", lambda vit: MaskEntropy(weight=0.5)),
+    Example(Loss, "ContrastiveAlignment", lambda vit: ContrastiveAlignment(weight=0.5, warmup_steps=0)),
+    Example(Loss, "MaskGuidance", lambda vit: MaskGuidance(weight=0.5, start_step=0)),
+    Example(RegisterBank, "NullPrompt", lambda folder: NullPrompt(str(folder("sd")))),
+    Example(RegisterBank, "LearnedRegisters", lambda vit: LearnedRegisters(4, CONTEXT_DIM)),
+    Example(Conditioner, "SlotTokens", lambda vit: SlotTokens(LearnedRegisters(4, SLOT_DIM))),
+    Example(Conditioner, "PooledSlots", lambda vit: PooledSlots()),
+    Example(Denoiser, "LatentUNet", lambda folder: LatentUNet(str(folder("sd_v")))),
+    Example(Denoiser, "LatentUNet-xl", lambda folder: LatentUNet(str(folder("sdxl")), trained=("to_k",))),
+    Example(Denoiser, "LatentTransformer", lambda folder: LatentTransformer(str(folder("pixart")))),
+    Example(Denoiser, "LatentTransformer-sana", lambda folder: LatentTransformer(str(folder("sana")))),
+    Example(Denoiser, "AdaptedUNet", _adapted),
 ]
+PIPELINES = {"sd", "sd_v", "sdxl", "pixart", "sana"}
 
 
 # fixture of a test -> the examples it runs with
 CHOSEN = {
     "example": EXAMPLES,
-    "per_image": [example for example in EXAMPLES if example.kind is not Loss],  # a loss may compare images of one batch
+    "per_image": [example for example in EXAMPLES if example.kind not in (Loss, RegisterBank)],  # a loss may compare images
     "plain": [example for example in EXAMPLES if "-" not in example.name],  # the first of each class
     "representative": [example for example in EXAMPLES if example.name in ("CNN", "SlotAttention", "SpatialBroadcast")],
     "encoder": [example for example in EXAMPLES if example.kind is Encoder],
@@ -180,8 +278,8 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize(name, CHOSEN[name], ids=[example.name for example in CHOSEN[name]], indirect=True)
 
 
-def _bind(request, tiny_vit):
-    return replace(request.param, tiny_vit=tiny_vit)
+def _bind(request, tiny_vit, tiny_pipeline):
+    return replace(request.param, folder=lambda kind: tiny_pipeline(kind) if kind in PIPELINES else tiny_vit(kind))
 
 
 for _name in CHOSEN:

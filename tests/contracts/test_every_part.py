@@ -8,7 +8,7 @@ import torch
 
 from ocl.nn.freezing import load_trainable_state_dict, trainable_state_dict
 
-KEPT_WIDE = {"attn", "error", "loss", "masks"}  # sums and softmaxes that half precision would spoil
+KEPT_WIDE = {"attn", "error", "loss", "maps", "masks"}  # sums and softmaxes that half precision would spoil
 
 
 def total(outputs):

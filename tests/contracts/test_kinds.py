@@ -128,11 +128,16 @@ def test_permuting_slots_permutes_masks_and_leaves_the_prediction(decoder, toler
     order = torch.tensor([2, 0, 1])
     found, expected = permuted(decoder, decoder.build(), "vectors", order)
     torch.testing.assert_close(found["prediction"], expected["prediction"], **tolerance[torch.float32])
-    torch.testing.assert_close(found["masks"], expected["masks"][:, order], **tolerance[torch.float32])
+    assert found.keys() == expected.keys()
+    if "masks" in found:
+        torch.testing.assert_close(found["masks"], expected["masks"][:, order], **tolerance[torch.float32])
 
 
 def test_masks_are_a_distribution_over_slots(decoder, tolerance):
-    masks = decoder.run(decoder.build(), decoder.inputs(3))["masks"]
+    masks = decoder.run(decoder.build(), decoder.inputs(3)).get("masks")
+    if masks is None:
+        assert decoder.name.startswith("LatentDiffusion")  # has masks only where slots have attention of their own
+        return
     assert masks.ndim == 4 and masks.shape[:2] == (3, 3)
     assert (masks >= 0).all()
     torch.testing.assert_close(masks.sum(dim=1), torch.ones_like(masks[:, 0]), **tolerance[torch.float32])

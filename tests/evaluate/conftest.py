@@ -36,7 +36,7 @@ class ByColour(Decoder):
         super().__init__()
         self.slot_dim = slot_dim
 
-    def forward(self, slots, batch, features):
+    def forward(self, slots, batch, features, *, generator=None):
         return Decoding(batch.image, batch.image, batch.image / (batch.image.sum(1, keepdim=True) + 1e-6))
 
 

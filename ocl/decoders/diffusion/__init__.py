@@ -1,0 +1,12 @@
+"""Latent-diffusion models as slot decoders."""
+
+from ocl.decoders.diffusion.adapters import AdaptedUNet
+from ocl.decoders.diffusion.conditioners import PooledSlots, SlotTokens
+from ocl.decoders.diffusion.decoder import LatentDiffusion
+from ocl.decoders.diffusion.denoisers import LatentTransformer, LatentUNet, latent_denoiser
+from ocl.decoders.diffusion.registers import LearnedRegisters, NullPrompt
+
+__all__ = [
+    "AdaptedUNet", "LatentDiffusion", "LatentTransformer", "LatentUNet", "LearnedRegisters", "NullPrompt", "PooledSlots",
+    "SlotTokens", "latent_denoiser",
+]  # fmt: skip

@@ -1,0 +1,84 @@
+"""Images to latents and back through a pipeline's frozen autoencoder (Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from ocl.decoders.diffusion.pipeline import load_part
+from ocl.errors import RangeError, ShapeError
+from ocl.nn.freezing import Frozen
+from ocl.ops.dtypes import without_autocast
+
+_KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny")
+
+
+@final
+class LatentAutoencoder(nn.Module):
+    """Frozen; runs without gradient and, under autocast, in the precision of its weights: half precision overflows in some.
+
+    Args:
+        weights: pipeline folder or hub id; its `vae` is used.
+        local_files_only: never download; None decides by OCL_OFFLINE and HF_HUB_OFFLINE.
+    """
+
+    def __init__(self, weights: str, *, local_files_only: bool | None = None) -> None:
+        super().__init__()
+        model = load_part(weights, "vae", expected=_KINDS, local_files_only=local_files_only)
+        self.model = Frozen(model)
+        self.scale = float(model.config.get("scaling_factor") or 1.0)
+        self.shift = float(model.config.get("shift_factor") or 0.0)
+        self.channels = int(model.config["latent_channels"])
+        self.factor = _factor(model)
+
+    def size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Latent size (h, w) of images of this size. Raises ShapeError where it is not a whole number of cells."""
+        height, width = image_size
+        if height % self.factor or width % self.factor:
+            raise ShapeError(f"latents need image sides divisible by {self.factor}, got {height} x {width}; resize the data.")
+        return height // self.factor, width // self.factor
+
+    @torch.no_grad()
+    def encode(self, image: Tensor, noise: Tensor) -> Tensor:
+        """Image [B, 3, H, W] in [0, 1] and standard normal noise [B, C, h, w] -> a draw from the posterior, scaled."""
+        with without_autocast(image.device):
+            encoded = self._published.encode(2 * image.to(self._dtype) - 1)
+            posterior = getattr(encoded, "latent_dist", None)
+            if posterior is None:
+                found = encoded.latent if hasattr(encoded, "latent") else encoded.latents
+            else:
+                found = posterior.mean + posterior.std * noise.to(posterior.mean)
+            latents = (found - self.shift) * self.scale
+        _check_finite(latents, "latents of the images")
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> image [B, 3, H, W], clamped to [0, 1]."""
+        with without_autocast(latents.device):
+            image = self._published.decode(latents.to(self._dtype) / self.scale + self.shift).sample
+        _check_finite(image, "decoded images")
+        return (image / 2 + 0.5).clamp(0, 1)
+
+    @property
+    def _published(self) -> Any:
+        return self.model.module
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+
+def _factor(model: Any) -> int:
+    config = model.config
+    blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+    return int(2 ** (len(blocks) - 1))
+
+
+def _check_finite(values: Tensor, what: str) -> None:
+    """Looks where looking does not wait for a device; elsewhere the loop finds a loss that is not finite."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling() or bool(values.isfinite().all()):
+        return
+    raise RangeError(f"the {what} hold NaN or infinite values; run the autoencoder in float32 (no .half()), and check its weights.")

@@ -1,0 +1,101 @@
+"""Images drawn by a latent-diffusion decoder: DDIM (Song et al. 2021), DPM-Solver++ (Lu et al. 2022), with guidance (Ho 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ocl.decoders import LatentDiffusion
+from ocl.decoders.diffusion.pipeline import import_diffusers, quiet_diffusers
+from ocl.errors import ConfigError
+from ocl.evaluate.inference import generators
+from ocl.nn.draws import normal
+from ocl.types import Randomness, Slots
+
+Sampler = Literal["ddim", "dpm++"]
+
+
+@torch.no_grad()
+def sample(
+    decoder: LatentDiffusion,
+    slots: Slots,
+    image_size: tuple[int, int],
+    *,
+    steps: int = 50,
+    guidance: float = 2.0,
+    sampler: Sampler = "ddim",
+    generator: Randomness = None,
+) -> Tensor:
+    """Slots [B, K, C] -> images [B, 3, H, W] in [0, 1].
+
+    guidance: 1 is the prediction under the slots alone; w is unconditional + w * (conditional - unconditional), where the
+    unconditional branch attends to registers and to no slot. Pass one generator per image (`named_generators`), and an image
+    does not depend on the batch it is drawn in.
+    """
+    latents = sample_latents(decoder, slots, decoder.autoencoder.size(image_size), steps=steps, guidance=guidance, sampler=sampler,
+                             generator=generator)  # fmt: skip
+    return decoder.autoencoder.decode(latents)
+
+
+@torch.no_grad()
+def sample_latents(
+    decoder: LatentDiffusion, slots: Slots, size: tuple[int, int], *, steps: int, guidance: float, sampler: Sampler,
+    generator: Randomness,
+) -> Tensor:  # fmt: skip
+    """The same without the autoencoder: latents [B, C, h, w]."""
+    vectors = slots.vectors
+    stepper = _stepper(decoder.schedule.config, sampler, steps, vectors.device)
+    latents = normal((len(vectors), decoder.autoencoder.channels, *size), generator, device=vectors.device)
+    latents = latents * stepper.init_noise_sigma
+    guided = guidance != 1.0
+    conditioning = decoder.conditioner(_beside_unconditional(slots) if guided else slots)
+    with decoder.denoiser.reusing_projections():
+        for time in stepper.timesteps:
+            noisy = stepper.scale_model_input(latents, time)
+            noisy = torch.cat([noisy, noisy]) if guided else noisy
+            prediction = decoder.denoiser(noisy, time.expand(len(noisy)), conditioning).prediction.to(latents)
+            if guided:
+                unconditional, conditional = prediction.chunk(2)
+                prediction = unconditional + guidance * (conditional - unconditional)
+            latents = stepper.step(prediction, time, latents, return_dict=False)[0]
+    return latents
+
+
+def named_generators(names: Sequence[str], *, seed: int) -> list[torch.Generator]:
+    """One generator per image, which follows from its name and the seed alone."""
+    return generators(names, seed=seed, purpose="sample")
+
+
+def _beside_unconditional(slots: Slots) -> Slots:
+    """Twice the batch: first with no slot active, then as it is."""
+    every = torch.ones(slots.vectors.shape[:2], dtype=torch.bool, device=slots.vectors.device)
+    own = every if slots.active is None else slots.active
+    return replace(
+        slots,
+        vectors=torch.cat([slots.vectors, slots.vectors]),
+        attn=torch.cat([slots.attn, slots.attn]),
+        active=torch.cat([torch.zeros_like(own), own]),
+    )
+
+
+def _stepper(config: Mapping[str, Any], sampler: Sampler, steps: int, device: torch.device) -> Any:
+    """A diffusers scheduler with the noise schedule that the pipeline was trained on."""
+    diffusers = import_diffusers()
+    flow = bool(config.get("use_flow_sigmas")) or str(config.get("_class_name", "")).startswith("FlowMatch")
+    if sampler not in ("ddim", "dpm++") or steps < 1:
+        raise ConfigError(f"sampling needs sampler ddim or dpm++ and at least one step, got {sampler!r} and {steps}.")
+    if sampler == "ddim" and flow:
+        raise ConfigError("this pipeline was trained by flow matching, which DDIM does not sample; use sampler dpm++.")
+    kind = diffusers.DDIMScheduler if sampler == "ddim" else diffusers.DPMSolverMultistepScheduler
+    more: dict[str, Any] = {}
+    if flow:
+        more = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        more["flow_shift"] = config.get("flow_shift", config.get("shift", 1.0))
+    with quiet_diffusers():
+        stepper = kind.from_config({**config, **more})
+        stepper.set_timesteps(steps, device=device)
+    return stepper

@@ -1,0 +1,47 @@
+"""Attention guidance: what the decoder attends to for a slot should be what the slot holds (SlotAdapt: Akan & Yemez 2025)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ocl.errors import ConfigError
+from ocl.interfaces import Loss
+from ocl.types import Step
+
+
+@final
+class MaskGuidance(Loss):
+    """weight * difference between the decoder's masks and the slot module's, from update `start_step` on; a float32 scalar.
+
+    Published: the two guide each other, nothing is detached, and it is switched on later. Formula, weight and start are not
+    known. Ours: binary cross-entropy per slot and cell, the slot masks resized (area) to the decoder's grid and taken as target.
+
+    Args:
+        weight: factor of this term in the sum of losses; positive and finite.
+        start_step: updates before it sets in.
+        distance: "bce" is binary cross-entropy, "mse" the mean squared difference.
+    """
+
+    def __init__(self, *, weight: float = 0.1, start_step: int = 40_000, distance: Literal["bce", "mse"] = "bce") -> None:
+        super().__init__()
+        if not (math.isfinite(weight) and weight > 0):
+            raise ConfigError(f"MaskGuidance.weight must be positive and finite, got {weight}; leave the loss out to disable it.")
+        if start_step < 0:
+            raise ConfigError(f"MaskGuidance.start_step must be 0 or more, got {start_step}.")
+        self.weight, self.start_step, self.distance = weight, start_step, distance
+
+    def forward(self, step: Step) -> Tensor:
+        found, slots = step.output.decoding.masks, step.output.slots
+        if found is None:
+            raise ConfigError("MaskGuidance needs a decoder that draws masks, this one draws none; leave the loss out.")
+        if step.index < self.start_step:
+            return 0.0 * found.detach().float().mean()
+        wanted = F.adaptive_avg_pool2d(slots.maps().float(), (found.shape[-2], found.shape[-1]))
+        if self.distance == "mse":
+            return self.weight * F.mse_loss(found.float(), wanted)
+        found, wanted = found.float().clamp(1e-6, 1 - 1e-6), wanted.clamp(0, 1)
+        return self.weight * -(wanted * found.log() + (1 - wanted) * (1 - found).log()).mean()

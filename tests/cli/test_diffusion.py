@@ -1,0 +1,173 @@
+"""The latent-diffusion models through `ocl train` on drawn scenes, from a tiny pipeline folder."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ocl.cli.experiment import read_run
+from ocl.cli.main import main
+from ocl.train.checkpoint import latest, load_model
+
+CODA = """
+losses:
+  - class_path: Reconstruction
+  - {class_path: ContrastiveAlignment, init_args: {weight: 0.05, warmup_steps: 2}}
+"""
+SLOTADAPT = """
+losses:
+  - class_path: Reconstruction
+  - {class_path: MaskGuidance, init_args: {start_step: 2}}
+"""
+ADAPTED = """
+    decoder:
+      class_path: LatentDiffusion
+      init_args:
+        weights: WEIGHTS
+        denoiser: {class_path: AdaptedUNet, init_args: {weights: WEIGHTS, map_block: -1}}
+        conditioner: PooledSlots
+"""
+TINY = """
+model:
+  class_path: NAME
+  init_args:
+    weights: WEIGHTS
+    num_slots: 3
+    slot_dim: 8
+    encoder: {class_path: CNN, init_args: {width: 8, depth: 3, kernel: 3, stride: 4}}MORE
+data: {class_path: Scenes, init_args: {image_size: 64}}
+held_out: {class_path: Scenes, init_args: {image_size: 64, split: test, size: 6}}
+training: {steps: 4, batch_size: 4, log_every: 1, eval_every: 4, checkpoint_every: 2}
+"""
+
+
+def config(tmp_path, tiny_pipeline, name):
+    text = TINY.replace("NAME", name).replace("MORE", ADAPTED if name == "slotadapt" else "")
+    text += {"coda": CODA, "slotadapt": SLOTADAPT, "stable_lsd": ""}[name]
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(text.replace("WEIGHTS", str(tiny_pipeline("sd"))))
+    return path
+
+
+def lines_of(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["coda", "stable_lsd", "slotadapt"])
+def test_it_trains_scores_and_saves_what_was_trained(tmp_path, tiny_pipeline, name):
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(config(tmp_path, tiny_pipeline, name)), "--run", str(run)]) == 0
+    lines = lines_of(run)
+    assert lines[-1]["step"] == 4 and "eval/slots mBO_i[coda]" in lines[-1]
+    assert ("eval/decoder mBO_i[coda]" in lines[-1]) == (name == "slotadapt")
+    state = load_file(latest(run) / "model.safetensors")
+    assert not any("autoencoder" in key or ".attn1." in key for key in state)
+    assert ("decoder.conditioner.registers.table" in state) == (name == "coda")
+    if name == "coda":
+        contrast = [line["loss/ContrastiveAlignment"] for line in lines]
+        assert contrast[:2] == [0, 0] and all(value < 0 for value in contrast[2:])
+    if name == "slotadapt":
+        guidance = [line["loss/MaskGuidance"] for line in lines]
+        assert guidance[:2] == [0, 0] and all(value > 0 for value in guidance[2:])
+
+
+def test_a_resumed_run_reaches_the_weights_of_an_uninterrupted_one(tmp_path, tiny_pipeline):
+    words = ["train", "--config", str(config(tmp_path, tiny_pipeline, "coda"))]
+    assert main([*words, "--run", str(tmp_path / "whole")]) == 0
+    assert main([*words, "--run", str(tmp_path / "parts"), "--training.steps", "2"]) == 0
+    assert main([*words, "--run", str(tmp_path / "parts"), "--resume"]) == 0
+    whole, parts = (load_file(latest(tmp_path / name) / "model.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_run_is_read_back_into_the_model(tmp_path, tiny_pipeline):
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(config(tmp_path, tiny_pipeline, "coda")), "--run", str(run)]) == 0
+    model = read_run(run, prog="ocl").model()
+    load_model(run, model)
+    stored = load_file(latest(run) / "model.safetensors")["decoder.conditioner.registers.table"]
+    assert torch.equal(model.decoder.conditioner.registers(), stored)
+
+
+def test_two_losses_that_ask_for_other_slots_are_refused(tmp_path, tiny_pipeline, capsys):
+    path = config(tmp_path, tiny_pipeline, "coda")
+    path.write_text(path.read_text() + "  - {class_path: ContrastiveAlignment, init_args: {weight: 0.1}}\n")
+    assert main(["train", "--config", str(path), "--run", str(tmp_path / "run")]) == 2
+    assert "two losses ask for slots of other images" in capsys.readouterr().err
+
+
+# drawing
+
+
+@pytest.fixture(scope="module")
+def drawn_run(tmp_path_factory, tiny_pipeline):
+    folder = tmp_path_factory.mktemp("drawn")
+    assert main(["train", "--config", str(config(folder, tiny_pipeline, "coda")), "--run", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    from ocl.data import Scenes
+    from ocl.vis.png import to_picture, write_png
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(3):
+        write_png(folder / f"{number}.png", to_picture(Scenes(image_size=64)[number].image))
+    return folder
+
+
+def draw(command, run, pictures, out, *words):
+    return main([command, str(run), str(pictures), *words, "--out", str(out), "--steps", "2", "--device", "cpu"])
+
+
+def pixels(path):
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_reconstructions_do_not_depend_on_the_batch(drawn_run, pictures, tmp_path):
+    assert draw("reconstruct", drawn_run, pictures, tmp_path / "all", "--alone") == 0
+    assert draw("reconstruct", drawn_run, pictures, tmp_path / "single", "--batch_size", "1") == 0
+    for number in range(3):
+        together, alone = (pixels(tmp_path / name / "images" / f"{number}.png") for name in ("all", "single"))
+        assert abs(together - alone).max() <= 1
+    assert len(list((tmp_path / "all" / "alone" / "0").glob("slot_*.png"))) == 3 and (tmp_path / "all" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize("recipe", ["columns", "random"])
+def test_compositions_are_as_many_as_images(drawn_run, pictures, tmp_path, recipe):
+    assert draw("compose", drawn_run, pictures, tmp_path, "--recipe", recipe, "--batch_size", "2") == 0
+    assert len(list((tmp_path / "images").glob("*.png"))) == 3 and (tmp_path / "grid.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["drop", "--slot", "1"], ["only"], ["swap", "--other", "1.png"], ["insert", "--other", "2.png"],
+     ["move", "--offset", "8", "0"]],
+)
+def test_every_edit_draws_the_image_before_and_after(drawn_run, pictures, tmp_path, words):
+    assert draw("edit", drawn_run, pictures, tmp_path, *words, "--image", "0.png") == 0
+    (found,) = tmp_path.glob(f"0_{words[0]}_*.png")
+    assert pixels(found).shape == (64 + 8, 4 * 68 + 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["drop", "--image", "nine.png"], "holds no image nine.png; it holds 0.png"),
+        (["drop", "--image", "0.png", "--slot", "7"], "has 3 slots, got index 7"),
+        (["swap", "--image", "0.png"], "needs --other NAME"),
+    ],
+)
+def test_an_edit_that_cannot_be_made_says_why(drawn_run, pictures, tmp_path, words, message, capsys):
+    assert draw("edit", drawn_run, pictures, tmp_path, *words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_draws_no_images_from_noise_is_refused(tiny_run, pictures, tmp_path, capsys):
+    assert draw("reconstruct", tiny_run, pictures, tmp_path) == 2
+    assert "has a PatchMLP; only latent-diffusion decoders draw" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""Sampling: the recorded images of the published code, and images that do not depend on their batch."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ocl.decoders import LatentDiffusion
+from ocl.decoders.diffusion import AdaptedUNet, NullPrompt, PooledSlots, SlotTokens
+from ocl.errors import ConfigError, ShapeError
+from ocl.generate import named_generators, sample
+from ocl.generate.sample import sample_latents
+from ocl.types import Slots
+
+
+def slots(batch=3, k=4):
+    torch.manual_seed(2)
+    return Slots(torch.randn(batch, k, 32), torch.rand(batch, k, 4).softmax(1), (2, 2))
+
+
+@pytest.fixture
+def decoder(tiny_pipeline):
+    folder = str(tiny_pipeline("sd"))
+    return LatentDiffusion(folder, conditioner=SlotTokens(NullPrompt(folder))).eval()
+
+
+def test_images_equal_the_published_code(golden):
+    from ocl.models.importers import coda_model
+
+    folder = golden / "coda_reference"
+    weights = str(folder / "tiny-stable-diffusion")
+    from ocl.encoders import ViT
+
+    model = coda_model(folder / "official-layout-checkpoint", weights=weights, encoder=ViT(str(folder / "tiny-dinov2")))
+    recorded = load_file(folder / "sampling.safetensors")
+    given = Slots(recorded["slots"], torch.full((2, 5, 16), 0.2), (4, 4))
+    for_all = torch.Generator().manual_seed(7)
+    images = sample(model.decoder, given, (64, 64), steps=10, guidance=2.0, generator=for_all)
+    torch.testing.assert_close(2 * images - 1, recorded["images"].clamp(-1, 1), atol=1e-3, rtol=0)
+
+    latents = sample_latents(model.decoder, given, (8, 8), steps=10, guidance=2.0, sampler="ddim", generator=for_all.manual_seed(7))
+    beyond = model.decoder.autoencoder.model.module.decode(latents / model.decoder.autoencoder.scale).sample
+    torch.testing.assert_close(beyond, recorded["images"], atol=1e-3, rtol=0)  # recorded before clamping
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_an_image_depends_on_its_own_seed_and_not_on_its_batch(decoder, sampler, guidance, tolerance):
+    names, given = ["a", "b", "c"], slots()
+    options = dict(steps=3, sampler=sampler, guidance=guidance)
+    together = sample(decoder, given, (16, 16), generator=named_generators(names, seed=1), **options)
+    assert together.shape == (3, 3, 16, 16) and (together >= 0).all() and (together <= 1).all()
+    one = Slots(given.vectors[1:2], given.attn[1:2], given.grid)
+    alone = sample(decoder, one, (16, 16), generator=named_generators(["b"], seed=1), **options)
+    torch.testing.assert_close(alone[0], together[1], **tolerance[torch.float32])
+
+
+def test_guidance_of_zero_ignores_the_slots(decoder, tolerance):
+    given = slots(1)
+    other = Slots(given.vectors + 1, given.attn, given.grid)
+    images = [sample(decoder, each, (16, 16), steps=3, guidance=0.0, generator=torch.Generator().manual_seed(0))
+              for each in (given, other)]  # fmt: skip
+    torch.testing.assert_close(*images, **tolerance[torch.float32])
+
+
+def test_slots_that_are_not_active_do_not_show(decoder, tolerance):
+    given = slots(2)
+    fewer = Slots(given.vectors[:, :3], given.attn[:, :3].softmax(1), given.grid)
+    masked = Slots(given.vectors, given.attn, given.grid, active=torch.tensor([[True, True, True, False]] * 2))
+    images = [sample(decoder, each, (16, 16), steps=3, generator=torch.Generator().manual_seed(0)) for each in (fewer, masked)]
+    torch.testing.assert_close(*images, **tolerance[torch.float32])
+
+
+@pytest.mark.parametrize("kind", ["sd_v", "sdxl", "pixart", "sana"])
+def test_every_kind_of_pipeline_draws(tiny_pipeline, kind):
+    decoder = LatentDiffusion(str(tiny_pipeline(kind)), conditioner=SlotTokens(NullPrompt(str(tiny_pipeline(kind)))))
+    images = sample(decoder, slots(2), (16, 16), steps=3, sampler="dpm++", generator=torch.Generator().manual_seed(0))
+    assert images.shape == (2, 3, 16, 16) and images.isfinite().all()
+
+
+def test_adapters_draw(tiny_pipeline):
+    folder = str(tiny_pipeline("sd"))
+    decoder = LatentDiffusion(folder, denoiser=AdaptedUNet(folder, map_block=-1), conditioner=PooledSlots())
+    assert sample(decoder, slots(2), (16, 16), steps=2).isfinite().all()
+
+
+def test_what_cannot_be_sampled_says_what_to_do(tiny_pipeline, decoder):
+    with pytest.raises(ConfigError, match=r"flow matching.*use sampler dpm\+\+"):
+        sample(LatentDiffusion(str(tiny_pipeline("sana"))), slots(1), (16, 16), sampler="ddim")
+    with pytest.raises(ConfigError, match="at least one step, got 'ddim' and 0"):
+        sample(decoder, slots(1), (16, 16), steps=0)
+    with pytest.raises(ShapeError, match="divisible by 2, got 15 x 16"):
+        sample(decoder, slots(1), (15, 16))

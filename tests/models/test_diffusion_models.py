@@ -1,0 +1,164 @@
+"""CODA, Stable-LSD and SlotAdapt: published sizes, how they differ, and that contrast trains slots alone."""
+
+import pytest
+import torch
+
+from ocl.decoders import LatentDiffusion, PatchMLP
+from ocl.decoders.diffusion import LatentUNet, SlotTokens
+from ocl.encoders import CNN
+from ocl.errors import ConfigError, ShapeError
+from ocl.losses import ContrastiveAlignment, MaskGuidance, Reconstruction
+from ocl.models import coda, slot_attention, slotadapt, stable_lsd
+from ocl.slots import SlotAttention
+from ocl.types import Batch, Mismatch, Step
+
+
+def trained(module):
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def small(builder, folder, **parts):
+    torch.manual_seed(0)
+    return builder(weights=str(folder), num_slots=3, slot_dim=8, encoder=CNN(8, stride=4), **parts)
+
+
+def batch(size=2):
+    torch.manual_seed(5)
+    return Batch(torch.rand(size, 3, 16, 16))
+
+
+def test_coda_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = coda(num_slots=6)
+    assert trained(model.slot_module) + trained(model.init) == 8_279_040
+    assert trained(model.decoder) == 31_572_160
+    assert sum(parameter.numel() for parameter in model.decoder.denoiser.parameters()) == 859_520_964
+    assert model.decoder.conditioner.registers().shape == (77, 768)
+
+
+def test_slotadapt_has_an_adapter_for_each_of_fifteen_blocks_outside_the_middle():
+    with torch.device("meta"):
+        model = slotadapt(num_slots=6)
+    assert trained(model.decoder) == 38_718_400
+    assert model.decoder.denoiser.map_layers == [f"up_blocks.2.attentions.{index}.transformer_blocks.0" for index in range(3)]
+
+
+def test_stable_lsd_trains_slots_only():
+    with torch.device("meta"):
+        model = stable_lsd()
+    assert trained(model.decoder) == 0 and trained(model.slot_module) > 0
+    assert model.decoder.schedule.prediction == "v_prediction" and model.slot_module.out_dim == 1024
+
+
+def test_coda_without_registers_and_contrast_is_stable_lsd_with_trained_cross_attention(tiny_pipeline, tolerance):
+    folder = tiny_pipeline("sd")
+    projections = ("to_k", "to_v", "to_out")
+    decoder = LatentDiffusion(str(folder), denoiser=LatentUNet(str(folder), trained=projections), conditioner=SlotTokens())
+    ours = small(coda, folder, decoder=decoder, slot_module=SlotAttention(8, 8, out_dim=32, position=True, input_mlp=True))
+    theirs = small(stable_lsd, folder, trained=projections,
+                   slot_module=SlotAttention(8, 8, out_dim=32, position=True, input_mlp=True))  # fmt: skip
+    theirs.load_state_dict(ours.state_dict())
+    gradients = []
+    for model in (ours, theirs):
+        draws = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        features, slots = model.encode(batch().image, noise=torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1)))
+        contrast = slots if model is ours else None
+        decoding = model.decoder(slots, batch(), features, generator=draws, contrast=contrast)
+        loss = decoding.error().mean()
+        if model is ours:
+            loss = loss - 0.0 * decoding.contrast_error().mean()
+        loss.backward()
+        gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][name], **tolerance[torch.float32])
+
+
+@pytest.mark.parametrize("builder", [coda, slotadapt])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("pairing", ["halves", "ring"])
+def test_contrast_works_for_any_batch_and_trains_slots_alone(tiny_pipeline, builder, size, pairing):
+    parts = {} if builder is coda else {"decoder": _adapted(tiny_pipeline("sd"))}
+    model = small(builder, tiny_pipeline("sd"), **parts)
+    loss = ContrastiveAlignment(weight=0.5, warmup_steps=0, pairing=pairing)
+    output = model(batch(size), generator=torch.Generator().manual_seed(0), mismatch=loss.mismatch(0))
+    loss(Step(batch(size), output)).backward()
+    assert all(value.grad is None or not value.grad.any() for value in model.decoder.parameters())
+    if builder is coda:
+        assert model.slot_module.to_v.weight.grad.any()
+
+
+def _adapted(folder):
+    from ocl.decoders.diffusion import AdaptedUNet, PooledSlots
+
+    return LatentDiffusion(str(folder), denoiser=AdaptedUNet(str(folder), map_block=-1), conditioner=PooledSlots(), drop_rate=0.1)
+
+
+def test_partners_share_their_start_while_training_and_not_while_evaluating(tiny_pipeline):
+    model = small(coda, tiny_pipeline("sd"))
+    image = Batch(torch.rand(1, 3, 16, 16).expand(4, -1, -1, -1).contiguous())
+    shared = model(image, generator=torch.Generator().manual_seed(0), mismatch=Mismatch(decode=False)).slots.vectors
+    assert torch.allclose(shared[0], shared[2], atol=1e-6) and not torch.allclose(shared[0], shared[1], atol=1e-4)
+    alone = model(image, generator=torch.Generator().manual_seed(0)).slots.vectors
+    assert not torch.allclose(alone[0], alone[2], atol=1e-4)
+
+
+def test_slots_are_dropped_in_training_only(tiny_pipeline):
+    decoder = small(coda, tiny_pipeline("sd"), drop_rate=0.5).decoder
+    images = Batch(torch.rand(64, 3, 4, 4))
+    kept = decoder.train().draw(images, torch.Generator().manual_seed(0)).kept
+    assert 16 < kept.sum() < 48
+    assert decoder.eval().draw(images, torch.Generator().manual_seed(0)).kept is None
+
+
+def test_a_decoder_that_cannot_contrast_says_so():
+    model = slot_attention(num_slots=3, slot_dim=8, image_size=16, encoder=CNN(8, stride=4), decoder=PatchMLP(8, image_size=16))
+    with pytest.raises(ConfigError, match="PatchMLP decodes no slots of other images"):
+        model(batch(), mismatch=Mismatch())
+
+
+def test_guidance_reads_the_adapters_masks(tiny_pipeline):
+    model = small(slotadapt, tiny_pipeline("sd"), decoder=_adapted(tiny_pipeline("sd")))
+    output = model(batch())
+    assert output.decoding.masks.shape == (2, 3, 8, 8)
+    MaskGuidance(start_step=0)(Step(batch(), output)).backward()
+    adapters = [value for name, value in model.named_parameters() if ".adapter.to_k." in name and "up_blocks.1" in name]
+    assert adapters and all(value.grad.any() for value in adapters)
+    assert model.slot_module.to_v.weight.grad.any()
+
+
+def test_images_that_latents_do_not_divide_are_refused(tiny_pipeline):
+    with pytest.raises(ShapeError, match="image sides divisible by 2"):
+        small(coda, tiny_pipeline("sd"))(Batch(torch.rand(1, 3, 15, 16)))
+
+
+def test_parts_of_two_pipelines_are_refused(tiny_pipeline, tmp_path):
+    from ocl.decoders.diffusion import LearnedRegisters
+
+    with pytest.raises(ConfigError, match="registers of width 16 do not fit a denoiser of conditioning width 32"):
+        small(coda, tiny_pipeline("sd"), registers=LearnedRegisters(2, 16))
+
+
+def test_latents_that_are_not_finite_are_reported(tiny_pipeline):
+    from ocl.errors import RangeError
+
+    model = small(coda, tiny_pipeline("sd"))
+    with torch.no_grad():
+        next(iter(model.decoder.autoencoder.parameters())).fill_(float("nan"))
+    with pytest.raises(RangeError, match=r"latents of the images hold NaN .* float32"):
+        model(batch())
+
+
+def test_a_few_steps_lower_the_noise_error_on_one_batch(tiny_pipeline):
+    """The denoiser is random here; what it can learn of one batch it learns through slots and cross-attention."""
+    model = small(coda, tiny_pipeline("sd"))
+    optimizer = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], lr=1e-2)
+    errors = []
+    for index in range(25):
+        step = Step(batch(), model(batch(), generator=torch.Generator().manual_seed(0)), index)
+        loss = Reconstruction()(step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(loss.item())
+    assert errors[-1] < 0.9 * errors[0]
