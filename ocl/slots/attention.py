@@ -131,11 +131,11 @@ class SlotAttention(SlotModule):
     def _attend_absorbed(self, tokens: Tensor, query: Tensor, return_attn: bool) -> tuple[Tensor, Tensor]:
         """k . q = x . (W_k^T q) and W w v = W_v (w x): H heads of K slots are H * K rows that look at the bare tokens."""
         heads = (self.num_heads, -1)
-        rows = (query @ self.to_k.weight.unflatten(0, heads)).flatten(1, 2)[:, None]
+        rows = _per_head(query, self.to_k.weight.unflatten(0, heads)).flatten(1, 2)[:, None]
         x = tokens[:, None]
         means, attn = self._group(rows, x, x, return_attn)
-        means = means[:, 0].unflatten(1, heads)
-        return means @ self.to_v.weight.unflatten(0, heads).transpose(1, 2), attn[:, 0].unflatten(1, heads) if return_attn else attn
+        updates = _per_head(means[:, 0].unflatten(1, heads), self.to_v.weight.unflatten(0, heads).transpose(1, 2))
+        return updates, attn[:, 0].unflatten(1, heads) if return_attn else attn
 
     def _group(self, query: Tensor, key: Tensor, value: Tensor, return_attn: bool) -> tuple[Tensor, Tensor]:
         """query [B, H, K, D], key and value [B, H, N, .] -> updates [B, H, K, .], attn [B, H, K, N] or nothing."""
@@ -157,6 +157,12 @@ class SlotAttention(SlotModule):
                 f"SlotAttention expects initial slots [B, K, D] = [{features.tokens.shape[0]}, K, {self.slot_dim}], "
                 f"got {list(init.shape)}."
             )
+
+
+def _per_head(x: Tensor, weight: Tensor) -> Tensor:
+    """x [B, H, K, D], weight [H, D, E] -> [B, H, K, E]: one product per head, not one per image and head."""
+    rows = x.transpose(0, 1).flatten(1, 2)
+    return torch.bmm(rows, weight).unflatten(1, (x.shape[0], -1)).transpose(0, 1)
 
 
 @torch.no_grad()
