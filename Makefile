@@ -61,4 +61,4 @@ $(READY): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	@touch $(READY)
 
 clean:
-	rm -rf build $(VENV) *.egg-info ocl/*.so
+	rm -rf build $(VENV) *.egg-info ocl/*.so ocl/lib

@@ -1,8 +1,8 @@
 """Builds what csrc/sources.txt lists, or installs without it: the Python references give the same results, slower.
 
-    ocl/_native*.so         utilities without tensors; needs pybind11 and a C++ compiler
-    ocl/_attention_cpu.so   attention operators over torch's stable ABI; needs torch (--no-build-isolation) and a C++ compiler
-    ocl/_attention_cuda.so  the same for NVIDIA GPUs; needs nvcc too; built where torch has CUDA, or with OCL_CUDA=1
+    ocl/_native*.so           utilities without tensors; needs pybind11 and a C++ compiler
+    ocl/lib/attention_cpu.so  attention operators over torch's stable ABI; needs torch (--no-build-isolation) and a C++ compiler
+    ocl/lib/attention_cuda.so the same for NVIDIA GPUs; needs nvcc too; built where torch has CUDA, or with OCL_CUDA=1
 
 Environment: OCL_NATIVE=0 builds nothing, OCL_CUDA=0 or 1 decides about CUDA, OCL_CUDA_ARCHS="8.0;9.0+PTX" names architectures,
 OCL_BUILD_JOBS the number of compilers at once. Everything else about the package stands in pyproject.toml.
@@ -86,14 +86,14 @@ def attention() -> list[Extension]:
         "extra_compile_args": [*FLAGS, "-std=c++17", "-Wno-attributes"],
         "optional": True,
     }
-    cpu = Extension("ocl._attention_cpu", [*sources("attention"), *sources("torch_cpu")], **common)
+    cpu = Extension("ocl.lib.attention_cpu", [*sources("attention"), *sources("torch_cpu")], **common)
     wanted = os.environ.get("OCL_CUDA", "auto")
     if wanted == "0" or (wanted == "auto" and torch.version.cuda is None):
         return [cpu]
     if shutil.which(nvcc()) is None:
         say(f"no nvcc found (set CUDA_HOME), so no CUDA attention: {WITHOUT}")
         return [cpu]
-    cuda = Extension("ocl._attention_cuda", [*sources("torch_cuda"), *sources("cuda")], **common)
+    cuda = Extension("ocl.lib.attention_cuda", [*sources("torch_cuda"), *sources("cuda")], **common)
     return [cpu, cuda]
 
 
@@ -117,10 +117,15 @@ class OptionalBuild(build_ext):
     """build_ext that gives up an extension it cannot build, in one line, instead of failing the installation."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """The attention libraries are no Python modules and serve every Python: a plain name, ocl/_attention_cpu.so."""
-        if "_attention_" in fullname:
-            return os.path.join(*fullname.split(".")) + ".so"
+        """The attention libraries are no Python modules and serve every Python: a plain name, ocl/lib/attention_cpu.so."""
+        *folders, name = fullname.split(".")
+        if name.startswith("attention_"):
+            return os.path.join(*folders, f"{name}.so")
         return super().get_ext_filename(fullname)
+
+    def copy_extensions_to_source(self) -> None:
+        (ROOT / "ocl" / "lib").mkdir(exist_ok=True)  # a folder of files, not a package: nothing imports them by mistake
+        super().copy_extensions_to_source()
 
     def build_extensions(self) -> None:
         for extension in list(self.extensions):
@@ -132,7 +137,7 @@ class OptionalBuild(build_ext):
                 say(f"{extension.name} could not be compiled ({what}): {WITHOUT}")
 
     def build_extension(self, extension: Extension) -> None:
-        if "_attention_" not in extension.name:
+        if not extension.name.startswith("ocl.lib."):
             super().build_extension(extension)
             return
         with ThreadPoolExecutor(JOBS) as pool:

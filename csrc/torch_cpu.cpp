@@ -1,4 +1,4 @@
-// The CPU kernels as dispatcher operators: ocl/_attention_cpu.so, loaded by ocl/ops/_library.py.
+// The CPU kernels as dispatcher operators: ocl/lib/attention_cpu.so, loaded by ocl/ops/_library.py.
 #include "ocl/cpu/isa.h"
 #include "torch_attention.h"
 

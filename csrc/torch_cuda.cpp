@@ -1,4 +1,4 @@
-// The CUDA kernels as dispatcher operators: ocl/_attention_cuda.so, loaded by ocl/ops/_library.py where torch has CUDA.
+// The CUDA kernels as dispatcher operators: ocl/lib/attention_cuda.so, loaded by ocl/ops/_library.py where torch has CUDA.
 // Needs no CUDA header: the kernels' own files launch, this one passes the current stream of torch.
 #include "torch_attention.h"
 

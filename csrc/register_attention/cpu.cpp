@@ -8,7 +8,9 @@ template <class Work>
 void run(const Work& work, const ParallelFor& parallel) {
 #if OCL_CPU_X86
   switch (cpu_isa()) {
-    case CpuIsa::amx:  // no tile kernels yet
+    case CpuIsa::amx:
+      if (work.in.dtype == Dtype::bfloat16) return amx::register_attention(work, parallel);
+      return avx512::register_attention(work, parallel);
     case CpuIsa::avx512: return avx512::register_attention(work, parallel);
     case CpuIsa::avx2: return avx2::register_attention(work, parallel);
     case CpuIsa::portable: break;

@@ -22,6 +22,11 @@ namespace avx512 {
 void register_attention(const RegisterAttentionForward& work, const ParallelFor& parallel);
 void register_attention(const RegisterAttentionBackward& work, const ParallelFor& parallel);
 }  // namespace avx512
+
+namespace amx {  // bfloat16 only
+void register_attention(const RegisterAttentionForward& work, const ParallelFor& parallel);
+void register_attention(const RegisterAttentionBackward& work, const ParallelFor& parallel);
+}  // namespace amx
 #endif
 
 }  // namespace ocl

@@ -1,4 +1,5 @@
-// Forward of register attention with the sums in fp32, whatever the dtype (see kernel.h for the formula).
+// Forward of register attention with the sums in fp32, whatever the dtype (see kernel.h for the formula). Arithmetic computes the
+// products.
 //
 // A task owns (image, head, chunk of rows), or (image, chunk of rows) and all heads in order where maps are wanted, since a map is
 // their mean. It walks over blocks of 32 rows whose scores stay in the first-level cache:
@@ -6,30 +7,31 @@
 // No array grows with M x (K + R). Fast for K + R up to 128 and D up to 160; correct for any.
 #pragma once
 
-#include "register_attention/cpu_panels.h"
+#include "register_attention/cpu_blocks.h"
 
 namespace ocl {
 namespace {
 
-constexpr int64_t kBlockRows = 32;
 constexpr int64_t kForwardChunk = 256;
 
-// exp2 of one number, the same way as for vectors.
-inline float exp2(float x) { return exp2(broadcast(x))[0]; }
-
+template <class Arithmetic>
 class ForwardBlocks {
  public:
+  using Element = typename Arithmetic::Element;
+  using Panels = typename Arithmetic::Panels;
+
   ForwardBlocks(const RegisterAttentionForward& work, const Panels& keys, const Panels& values)
       : work_(work),
         in_(work.in),
-        layout_(work.in),
+        layout_(Arithmetic::layout(work.in)),
         keys_(keys),
         values_(values),
-        exclusion_(work.in),
-        query_(kBlockRows * layout_.width),
+        arithmetic_(work.in),
+        exclusion_(work.in, layout_),
+        query_(kBlockRows * Arithmetic::row_size(work.in)),
         scores_(kBlockRows * layout_.columns),
         output_(kBlockRows * layout_.width) {
-    std::fill_n(query_.data(), kBlockRows * layout_.width, 0.0f);
+    std::fill_n(query_.data(), kBlockRows * Arithmetic::row_size(work.in), Element{});
   }
 
   void set_image(int64_t image) {
@@ -43,17 +45,15 @@ class ForwardBlocks {
 
  private:
   void block(int64_t head, int64_t first, int64_t rows) {
-    const int64_t tile_rows = round_up(rows, kTileRows);
-    load_rows(in_.dtype, address(in_.query, in_.dtype, image_, head, first), in_.query.row, rows, in_.D, in_.scale * kLog2E,
-              query_.data(), layout_.width);
-    keys_.multiply_scores(query_.data(), tile_rows, image_, head, scores_.data());
+    arithmetic_.load_query(address(in_.query, in_.dtype, image_, head, first), in_.query.row, rows, query_.data());
+    arithmetic_.scores(query_.data(), rows, keys_, image_, head, scores_.data());
     exclusion_.apply(scores_.data(), rows);
     softmax(head, first, rows);
     if (work_.logsumexp != nullptr) {
       std::copy_n(logsumexp_, rows, work_.logsumexp + (image_ * in_.H + head) * in_.M + first);
     }
     if (work_.maps != nullptr) add_to_maps(head, first, rows);
-    values_.multiply_rows(scores_.data(), tile_rows, image_, head, output_.data());
+    arithmetic_.weighted(scores_.data(), rows, values_, image_, head, output_.data());
     store_rows(in_.dtype, output_.data(), layout_.width, rows, in_.D, [&](int64_t row) { return inverse_sum_[row]; },
                address(work_.output, in_.dtype, image_, head, first), work_.output.row);
   }
@@ -65,10 +65,11 @@ class ForwardBlocks {
     const float sink = in_.sink_logits != nullptr ? in_.sink_logits[head] * kLog2E : -infinity;
     alignas(64) float tops[kBlockRows], totals[kBlockRows * kLanes];
     const float lowest = std::max(sink, -FLT_MAX);  // finite, so that a row of -infinity becomes zeros
-    for (int64_t row = 0; row < rows; ++row) tops[row] = largest(scores_.data() + row * layout_.columns, lowest);
+    const float factor = Arithmetic::score_factor(in_);
+    for (int64_t row = 0; row < rows; ++row) tops[row] = largest(scores_.data() + row * layout_.columns, factor, lowest);
     for (int64_t row = 0; row < rows; ++row) {
       prefetch(head, first + row);
-      store(totals + row * kLanes, exponentiate(scores_.data() + row * layout_.columns, broadcast(tops[row])));
+      store(totals + row * kLanes, exponentiate(scores_.data() + row * layout_.columns, factor, tops[row]));
     }
     for (int64_t row = 0; row < rows; ++row) {
       const float row_sum = sum(load(totals + row * kLanes)) + (sink == -infinity ? 0.0f : exp2(sink - tops[row]));
@@ -77,16 +78,17 @@ class ForwardBlocks {
     }
   }
 
-  float largest(const float* scores, float lowest) const {
-    Floats largest = broadcast(lowest);
+  float largest(const float* scores, float factor, float lowest) const {
+    Floats largest = broadcast(-FLT_MAX);
     for (int64_t column = 0; column < layout_.columns; column += kLanes) largest = maximum(largest, load(scores + column));
-    return maximum(largest);
+    return std::max(maximum(largest) * factor, lowest);
   }
 
-  Floats exponentiate(float* scores, Floats top) const {
+  OCL_INLINE Floats exponentiate(float* scores, float factor, float top) const {
+    const Floats factors = broadcast(factor), tops = broadcast(top);
     Floats total = {};
     for (int64_t column = 0; column < layout_.columns; column += kLanes) {
-      const Floats power = exp2(load(scores + column) - top);
+      const Floats power = exp2(load(scores + column) * factors - tops);
       store(scores + column, power);
       total += power;
     }
@@ -113,15 +115,18 @@ class ForwardBlocks {
   Layout layout_;
   const Panels& keys_;
   const Panels& values_;
+  Arithmetic arithmetic_;
   Exclusion exclusion_;
-  Scratch<float> query_, scores_, output_;
+  Scratch<Element> query_;
+  Scratch<float> scores_, output_;
   float inverse_sum_[kBlockRows], logsumexp_[kBlockRows];
   int64_t image_ = 0;
 };
 
-inline void forward(const RegisterAttentionForward& work, const ParallelFor& parallel) {
+template <class Arithmetic>
+void forward(const RegisterAttentionForward& work, const ParallelFor& parallel) {
   const RegisterAttention& in = work.in;
-  Panels keys(in, true), values(in, false);
+  typename Arithmetic::Panels keys(in, true), values(in, false);
   parallel((in.B + 1) * in.H, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       keys.pack(in.key, in.register_key, i / in.H, i % in.H);
@@ -132,7 +137,7 @@ inline void forward(const RegisterAttentionForward& work, const ParallelFor& par
   const int64_t chunks = (in.M + kForwardChunk - 1) / kForwardChunk;
   const int64_t head_groups = work.maps != nullptr ? 1 : in.H, heads = work.maps != nullptr ? in.H : 1;
   parallel(in.B * head_groups * chunks, [&](int64_t first, int64_t last) {
-    ForwardBlocks blocks(work, keys, values);
+    ForwardBlocks<Arithmetic> blocks(work, keys, values);
     for (int64_t i = first; i < last; ++i) {
       const int64_t group = i % head_groups, row = i / head_groups % chunks * kForwardChunk;
       blocks.set_image(i / head_groups / chunks);

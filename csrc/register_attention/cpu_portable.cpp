@@ -3,11 +3,17 @@
 
 #include "ocl/cpu/target_begin.h"
 #include "register_attention/cpu_backward.h"
+#include "register_attention/cpu_forward.h"
+#include "register_attention/cpu_vectors.h"
 
 namespace ocl {
 
-void portable::register_attention(const RegisterAttentionForward& work, const ParallelFor& parallel) { forward(work, parallel); }
-void portable::register_attention(const RegisterAttentionBackward& work, const ParallelFor& parallel) { backward(work, parallel); }
+void portable::register_attention(const RegisterAttentionForward& work, const ParallelFor& parallel) {
+  forward<VectorArithmetic>(work, parallel);
+}
+void portable::register_attention(const RegisterAttentionBackward& work, const ParallelFor& parallel) {
+  backward<VectorArithmetic>(work, parallel);
+}
 
 }  // namespace ocl
 

@@ -74,19 +74,19 @@ class AttentionLibrary:
 
 @functools.cache
 def attention_library(device: str) -> AttentionLibrary:
-    """Load ocl/_attention_<device>.so once; a library that is absent or does not fit this torch is a reason, not an error."""
+    """Load ocl/lib/attention_<device>.so once; a library that is absent or does not fit this torch is a reason, not an error."""
     if device not in ("cpu", "cuda"):
         return AttentionLibrary(None, f"there is no compiled implementation for {device} tensors")
     if device == "cuda" and torch.version.cuda is None:
         return AttentionLibrary(None, f"torch {torch.__version__} was built without CUDA")
-    path = Path(__file__).resolve().parents[1] / f"_attention_{device}.so"
+    path = Path(__file__).resolve().parents[1] / "lib" / f"attention_{device}.so"  # no package: nothing imports it by mistake
     if not path.exists():
         how = HOW_TO_BUILD if device == "cpu" else f"with nvcc and {HOW_TO_BUILD.removeprefix('with ')}"
-        return AttentionLibrary(None, f"ocl/{path.name} is not built; {how}")
+        return AttentionLibrary(None, f"ocl/lib/{path.name} is not built; {how}")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        return AttentionLibrary(None, f"ocl/{path.name} does not load with torch {torch.__version__} ({error}); build it again")
+        return AttentionLibrary(None, f"ocl/lib/{path.name} does not load with torch {torch.__version__} ({error}); build it again")
     return AttentionLibrary(path, "")
 
 

@@ -51,6 +51,7 @@ def _attention(operator: str, device: str, name: str) -> Kernel:
         return Kernel(operator, name, "reference", f"{library.missing}; until then {instead}")
     other = "float64 and sizes without a kernel take the reference" if device == "cuda" else "float64 takes the reference"
     if device == "cpu":
-        reason = f"widest instruction set of this processor; bf16 and fp16 summed in fp32; {other}"
-        return Kernel(operator, name, f"fused C++, {cpu_isa()}", reason)
-    return Kernel(operator, name, "fused CUDA", f"ocl/{library.path.name} loaded; {other}")
+        tiles = operator == "register_attention" and cpu_isa() == "amx"
+        sums = "bf16 on AMX tiles, fp16 summed in fp32" if tiles else "bf16 and fp16 summed in fp32"
+        return Kernel(operator, name, f"fused C++, {cpu_isa()}", f"widest instruction set of this processor; {sums}; {other}")
+    return Kernel(operator, name, "fused CUDA", f"ocl/lib/{library.path.name} loaded; {other}")

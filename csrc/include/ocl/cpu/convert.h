@@ -26,11 +26,19 @@ OCL_INLINE Floats load(const BFloat16* from) {
   return bit_cast<Floats>(__builtin_convertvector(load_bits(from), Bits) << 16);
 }
 
-OCL_INLINE void store(BFloat16* to, Floats value) {
+OCL_INLINE Halves narrow_to_bfloat16(Floats value) {
+#if defined(OCL_TARGET_AMX)
+  return bit_cast<Halves>(_mm512_cvtneps_pbh(bit_cast<__m512>(value)));  // makes zeros of denormals, as tiles do
+#else
   const Bits bits = bit_cast<Bits>(value);
   const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const Bits quiet = (bits >> 16) | 0x40;
-  const Halves halves = __builtin_convertvector(value != value ? quiet : rounded, Halves);
+  return __builtin_convertvector(value != value ? quiet : rounded, Halves);
+#endif
+}
+
+OCL_INLINE void store(BFloat16* to, Floats value) {
+  const Halves halves = narrow_to_bfloat16(value);
   std::memcpy(to, &halves, sizeof halves);
 }
 
@@ -117,7 +125,8 @@ OCL_INLINE void prefetch_row(Dtype dtype, const void* row, int64_t size) {
   __asm__ volatile("");
 }
 
-// to[row][i] = factor * from[row][i] for i < size, 0 up to the next multiple of kLanes. Strides in elements.
+// to[row][i] = factor * from[row][i] for i < size, 0 up to the next multiple of kLanes. Strides in elements. The last vector of a
+// row overlaps the one before, where there is one: that is faster than counting lanes.
 inline void load_rows(Dtype dtype, const void* from, int64_t from_row, int64_t rows, int64_t size, float factor, float* to,
                       int64_t to_row) {
   with_element(dtype, [&](auto* kind) {
@@ -126,7 +135,9 @@ inline void load_rows(Dtype dtype, const void* from, int64_t from_row, int64_t r
     const Floats factors = broadcast(factor);
     for (int64_t row = 0; row < rows; ++row, source += from_row, to += to_row) {
       for (int64_t i = 0; i < whole; i += kLanes) store(to + i, load(source + i) * factors);
-      if (whole < size) store(to + whole, load_some(source + whole, size - whole) * factors);
+      if (whole == size) continue;
+      store(to + whole, whole > 0 ? Floats{} : load_some(source, size) * factors);
+      if (whole > 0) store(to + size - kLanes, load(source + size - kLanes) * factors);
     }
   });
 }
@@ -141,7 +152,9 @@ inline void store_rows(Dtype dtype, const float* from, int64_t from_row, int64_t
     for (int64_t row = 0; row < rows; ++row, from += from_row, target += to_row) {
       const Floats factors = broadcast(factor(row));
       for (int64_t i = 0; i < whole; i += kLanes) store(target + i, load(from + i) * factors);
-      if (whole < size) store_some(target + whole, load(from + whole) * factors, size - whole);
+      if (whole == size) continue;
+      const int64_t last = size - kLanes;
+      last > 0 ? store(target + last, load(from + last) * factors) : store_some(target, load(from) * factors, size);
     }
   });
 }

@@ -17,6 +17,7 @@
 #include <functional>
 #include <limits>
 #include <new>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -38,7 +39,8 @@
 #pragma clang attribute push(__attribute__((target( \
     "avx2,fma,f16c,prfchw,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"))), apply_to = function)
 #elif defined(OCL_TARGET_AVX512)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,prfchw,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target( \
+    "avx2,fma,f16c,prfchw,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
 #elif defined(OCL_TARGET_AVX2)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,prfchw"))), apply_to = function)
 #endif

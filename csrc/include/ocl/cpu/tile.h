@@ -1,8 +1,8 @@
-// Products of bfloat16 matrices with sums in fp32, on tiles of 16 rows x 64 bytes as AMX has them (Intel's manual, volume 2, TDPBF16PS):
+// Products of bfloat16 matrices with sums in fp32, on tiles of 16 rows x 64 bytes as AMX has them (TDPBF16PS in Intel's manual):
 //   C[row][column] += sum over 32 steps of A[row][step] * B[step][column]
 // A has 16 rows of 32 bfloat16. B has 16 rows of 16 pairs: row i holds steps 2i and 2i + 1 of each column side by side. C has 16
 // rows of 16 floats. HardwareTiles are the processor's registers, SoftwareTiles a plain copy of them, with which the kernels
-// are tested on any machine.
+// are tested on any machine. For vectors of 64 bytes: a row of a tile is a vector.
 #pragma once
 
 #include "ocl/cpu/convert.h"
@@ -36,15 +36,23 @@ class HardwareTiles {
   }
   template <int kTile>
   void load(const void* from, int64_t row_bytes) {
-    __asm__ volatile("{tileloadd (%0,%1,1), %%tmm%c2|tileloadd tmm%c2, [%0+%1*1]}" : : "r"(from), "r"(row_bytes), "i"(kTile) : "memory");
+    __asm__ volatile("{tileloadd (%0,%1,1), %%tmm%c2|tileloadd tmm%c2, [%0+%1*1]}"
+                     :
+                     : "r"(from), "r"(row_bytes), "i"(kTile)
+                     : "memory");
   }
   template <int kTile>
   void store(void* to, int64_t row_bytes) {
-    __asm__ volatile("{tilestored %%tmm%c2, (%0,%1,1)|tilestored [%0+%1*1], tmm%c2}" : : "r"(to), "r"(row_bytes), "i"(kTile) : "memory");
+    __asm__ volatile("{tilestored %%tmm%c2, (%0,%1,1)|tilestored [%0+%1*1], tmm%c2}"
+                     :
+                     : "r"(to), "r"(row_bytes), "i"(kTile)
+                     : "memory");
   }
   template <int kSums, int kLeft, int kRight>
   void multiply() {
-    __asm__ volatile("{tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0|tdpbf16ps tmm%c0, tmm%c1, tmm%c2}" : : "i"(kSums), "i"(kLeft), "i"(kRight));
+    __asm__ volatile("{tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0|tdpbf16ps tmm%c0, tmm%c1, tmm%c2}"
+                     :
+                     : "i"(kSums), "i"(kLeft), "i"(kRight));
   }
 };
 #endif
@@ -57,11 +65,13 @@ class SoftwareTiles {
   }
   template <int kTile>
   void load(const void* from, int64_t row_bytes) {
-    for (int64_t row = 0; row < kTileSize; ++row) std::memcpy(tiles_[kTile][row], static_cast<const char*>(from) + row * row_bytes, 64);
+    const char* rows = static_cast<const char*>(from);
+    for (int64_t row = 0; row < kTileSize; ++row) std::memcpy(tiles_[kTile][row], rows + row * row_bytes, 64);
   }
   template <int kTile>
   void store(void* to, int64_t row_bytes) {
-    for (int64_t row = 0; row < kTileSize; ++row) std::memcpy(static_cast<char*>(to) + row * row_bytes, tiles_[kTile][row], 64);
+    char* rows = static_cast<char*>(to);
+    for (int64_t row = 0; row < kTileSize; ++row) std::memcpy(rows + row * row_bytes, tiles_[kTile][row], 64);
   }
   template <int kSums, int kLeft, int kRight>
   void multiply() {
@@ -82,21 +92,24 @@ class SoftwareTiles {
   uint32_t tiles_[8][kTileSize][kTileSize];
 };
 
-// Where the operands of multiply_tiles lie; strides in elements.
+// One product of multiply_tiles; strides in elements.
 struct TileProduct {
   const BFloat16* left;  // A[row][step] = left[row * left_row + step]
   int64_t left_row;
   const BFloat16* right;  // B: pair of steps p, column c at right[p * right_row + 2 * c]
   int64_t right_row;
   int64_t steps;  // multiple of kTileSteps
-  float* sums;    // C[row][column] = sums[row * sums_row + column]
-  int64_t sums_row;
+};
+
+struct TileSums {
+  float* data;  // C[row][column] = data[row * this->row + column]
+  int64_t row;
   bool add;  // to what is there
 };
 
-// 16 rows times kTiles tiles of columns: tiles 0 to 5 hold sums, 6 a tile of A, 7 one of B.
+// 16 rows times kTiles tiles of columns; the products are added up in order. Tiles 0 to 5 hold sums, 6 a tile of A, 7 one of B.
 template <int kTiles, class Tiles>
-inline void multiply_tiles(Tiles& tiles, const TileProduct& p) {
+inline void multiply_tile_row(Tiles& tiles, const TileProduct* products, int64_t num_products, TileSums sums) {
   const auto each = [](const auto& use) {  // use(0), ... as constants
     use(std::integral_constant<int, 0>());
     if constexpr (kTiles > 1) use(std::integral_constant<int, 1>());
@@ -106,37 +119,88 @@ inline void multiply_tiles(Tiles& tiles, const TileProduct& p) {
     if constexpr (kTiles > 5) use(std::integral_constant<int, 5>());
   };
   each([&](auto tile) {
-    if (p.add) {
-      tiles.template load<tile>(p.sums + tile * kTileSize, p.sums_row * 4);
+    if (sums.add) {
+      tiles.template load<tile>(sums.data + tile * kTileSize, sums.row * 4);
     } else {
       tiles.template zero<tile>();
     }
   });
-  for (int64_t step = 0; step < p.steps; step += kTileSteps) {
-    const BFloat16* right = p.right + step / 2 * p.right_row;
-    tiles.template load<6>(p.left + step, p.left_row * 2);
-    each([&](auto tile) {
-      tiles.template load<7>(right + tile * kTileSteps, p.right_row * 2);
-      tiles.template multiply<tile, 6, 7>();
-    });
-  }
-  each([&](auto tile) { tiles.template store<tile>(p.sums + tile * kTileSize, p.sums_row * 4); });
-}
-
-// 16 rows times `columns`, a multiple of kTileSize.
-template <class Tiles>
-inline void multiply_tiles(Tiles& tiles, TileProduct p, int64_t columns) {
-  constexpr int64_t kMost = 6 * kTileSize;
-  for (; columns > 0; columns -= kMost, p.right += 2 * kMost, p.sums += kMost) {
-    switch (std::min(columns, kMost) / kTileSize) {
-      case 1: multiply_tiles<1>(tiles, p); break;
-      case 2: multiply_tiles<2>(tiles, p); break;
-      case 3: multiply_tiles<3>(tiles, p); break;
-      case 4: multiply_tiles<4>(tiles, p); break;
-      case 5: multiply_tiles<5>(tiles, p); break;
-      default: multiply_tiles<6>(tiles, p);
+  for (const TileProduct* product = products; product < products + num_products; ++product) {
+    for (int64_t step = 0; step < product->steps; step += kTileSteps) {
+      const BFloat16* right = product->right + step / 2 * product->right_row;
+      tiles.template load<6>(product->left + step, product->left_row * 2);
+      each([&](auto tile) {
+        tiles.template load<7>(right + tile * kTileSteps, product->right_row * 2);
+        tiles.template multiply<tile, 6, 7>();
+      });
     }
   }
+  each([&](auto tile) { tiles.template store<tile>(sums.data + tile * kTileSize, sums.row * 4); });
+}
+
+// `rows` and `columns` are multiples of kTileSize.
+template <int kProducts, class Tiles>
+inline void multiply_tiles(Tiles& tiles, const TileProduct (&products)[kProducts], int64_t rows, int64_t columns, TileSums sums) {
+  constexpr int64_t kMost = 6 * kTileSize;
+  for (int64_t row = 0; row < rows; row += kTileSize) {
+    for (int64_t column = 0; column < columns; column += kMost) {
+      TileProduct group[kProducts];
+      for (int i = 0; i < kProducts; ++i) {
+        group[i] = products[i];
+        group[i].left += row * group[i].left_row;
+        group[i].right += 2 * column;
+      }
+      const TileSums to = {sums.data + row * sums.row + column, sums.row, sums.add};
+      switch (std::min(columns - column, kMost) / kTileSize) {
+        case 1: multiply_tile_row<1>(tiles, group, kProducts, to); break;
+        case 2: multiply_tile_row<2>(tiles, group, kProducts, to); break;
+        case 3: multiply_tile_row<3>(tiles, group, kProducts, to); break;
+        case 4: multiply_tile_row<4>(tiles, group, kProducts, to); break;
+        case 5: multiply_tile_row<5>(tiles, group, kProducts, to); break;
+        default: multiply_tile_row<6>(tiles, group, kProducts, to);
+      }
+    }
+  }
+}
+
+// ---- making A and B
+
+// Words of two rows side by side: a[i] in the low half, b[i] in the high half, for 16 elements of each: a row of B.
+OCL_INLINE Bits pairs(Halves a, Halves b) { return __builtin_convertvector(a, Bits) | (__builtin_convertvector(b, Bits) << 16); }
+
+OCL_INLINE Bits load_words(const void* from) {
+  Bits words;
+  std::memcpy(&words, from, sizeof words);
+  return words;
+}
+
+OCL_INLINE void store_words(void* to, Bits words) { std::memcpy(to, &words, sizeof words); }
+
+// Rows i and i + kDistance swap: of the lanes j, those of row i with the bit kDistance in j, those of the other without it.
+template <int kDistance>
+OCL_INLINE void swap_lanes(Bits (&rows)[kLanes]) {
+  Bits low, high;
+  for (uint32_t lane = 0; lane < kLanes; ++lane) {
+    const bool upper = (lane & kDistance) != 0;
+    low[lane] = upper ? kLanes + lane - kDistance : lane;
+    high[lane] = upper ? kLanes + lane : lane + kDistance;
+  }
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kLanes; ++i) {
+    if ((i & kDistance) != 0) continue;
+    const Bits a = rows[i], b = rows[i + kDistance];
+    rows[i] = permute(a, b, low);
+    rows[i + kDistance] = permute(a, b, high);
+  }
+}
+
+// rows[i][j] = rows[j][i], for 16 rows of 16 words.
+OCL_INLINE void transpose(Bits (&rows)[kLanes]) {
+  static_assert(kLanes == 16);
+  swap_lanes<1>(rows);
+  swap_lanes<2>(rows);
+  swap_lanes<4>(rows);
+  swap_lanes<8>(rows);
 }
 
 }  // namespace

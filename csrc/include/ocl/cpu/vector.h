@@ -53,6 +53,20 @@ OCL_INLINE Floats maximum(Floats a, Floats b) {
 #endif
 }
 
+// Lane j becomes lane index[j] of a, or lane index[j] - kLanes of b.
+OCL_INLINE Bits permute(Bits a, Bits b, Bits index) {
+#if defined(OCL_TARGET_AMX) || defined(OCL_TARGET_AVX512)
+  return bit_cast<Bits>(_mm512_permutex2var_epi32(bit_cast<__m512i>(a), bit_cast<__m512i>(index), bit_cast<__m512i>(b)));
+#else
+  Bits result;
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    const uint32_t from = index[lane];
+    result[lane] = from < kLanes ? a[from] : b[from - kLanes];
+  }
+  return result;
+#endif
+}
+
 // Sum and maximum over lanes, by halving.
 OCL_INLINE float sum(Floats value) {
   alignas(OCL_VECTOR_BYTES) float lanes[kLanes];
@@ -89,6 +103,9 @@ OCL_INLINE Floats exp2(Floats x) {
   power = power * r + broadcast(1.0f);
   return bit_cast<Floats>(bit_cast<Bits>(power) + (bit_cast<Bits>(shifted) << 23));
 }
+
+// The same for one number.
+inline float exp2(float x) { return exp2(broadcast(x))[0]; }
 
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.693147181f;
