@@ -10,7 +10,7 @@ RUN    ?= runs/demo
 SEED   ?= 0
 NATIVE_SOURCES := $(shell find csrc setup.py CMakeLists.txt -type f 2>/dev/null)
 
-.PHONY: demo test test-all test-gpu test-native bench bench-gpu lint types setup clean
+.PHONY: demo test test-all test-gpu test-native kernel-budget bench bench-gpu lint types setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,10 @@ test-gpu: $(READY)
 ## make test-native  C++ tests, and CUDA kernels on a host emulator, under the address and undefined-behaviour sanitizers
 test-native:
 	cmake -S . -B build/native -DOCL_SANITIZE=ON && cmake --build build/native -j$(JOBS) && ctest --test-dir build/native -j$(JOBS) --output-on-failure
+
+## make kernel-budget  compile the CUDA kernels (nvcc, no GPU) and compare registers, spills and shared memory with csrc/kernel_budget.json
+kernel-budget:
+	$(PYTHON) csrc/tools/kernel_budget.py
 
 ## make bench      every benchmark that runs on a CPU; results under benchmarks/results
 bench: $(READY)
