@@ -7,18 +7,11 @@ namespace {
 using register_attention::CudaBackend;
 using register_attention::Device;
 
-// Limits of the current device; those of an H100 where there is none, so that sizes can be asked for without a GPU.
 Device current_device() {
-  Device device;
-  int index = 0;
-  if (cudaGetDevice(&index) != cudaSuccess) return device;
-  const auto read = [index](cudaDeviceAttr attribute, int64_t& value) {
-    int found = 0;
-    if (cudaDeviceGetAttribute(&found, attribute, index) == cudaSuccess) value = found;
-  };
-  read(cudaDevAttrMultiProcessorCount, device.multiprocessors);
-  read(cudaDevAttrMaxSharedMemoryPerBlockOptin, device.shared_per_block);
-  read(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device.shared_per_multiprocessor);
+  Device device;  // limits of an H100, where there is none
+  device.multiprocessors = device_limit(cudaDevAttrMultiProcessorCount, device.multiprocessors);
+  device.shared_per_block = device_limit(cudaDevAttrMaxSharedMemoryPerBlockOptin, device.shared_per_block);
+  device.shared_per_multiprocessor = device_limit(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device.shared_per_multiprocessor);
   return device;
 }
 

@@ -2,18 +2,20 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
-#include "ocl/cuda/simt.h"
+#include "ocl/cuda/kernel.h"
 #include "register_attention/kernel.h"
 
 namespace ocl::register_attention {
 
 using simt::bfloat16;
 using simt::float16;
+using simt::infinity;
+using simt::lane_index;
+using simt::log2_e;
+using simt::slice_of;
+using simt::warp_index;
 
-constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr float log2_e = 1.4426950408889634f;
 constexpr float log_2 = 0.6931471805599453f;
 
 // Shared-memory rows hold an odd number of 16-byte chunks: ldmatrix then meets no bank conflict.
@@ -23,18 +25,10 @@ constexpr int padded_width = width / 8 % 2 != 0 ? width : width + 8;
 template <int width>
 constexpr int chunks_of = width / 8;
 
-OCL_DEVICE int lane_index() { return simt::thread_index() % 32; }
-OCL_DEVICE int warp_index() { return simt::thread_index() / 32; }
-
 // Row `row` of a [rows, D] slice. Strides between rows fit 32 bits (plan.h sees to it): one multiply-add per address.
 template <class T>
 OCL_DEVICE T* row_of(T* slice, int row, int stride) {
   return slice + static_cast<int64_t>(row) * stride;
-}
-
-template <class T>
-OCL_DEVICE T* slice_of(const View& view, int image, int head) {
-  return static_cast<T*>(view.data) + image * view.batch + head * view.head;
 }
 
 OCL_DEVICE bool attended(const RegisterAttention& in, int image, int slot) {

@@ -1,25 +1,25 @@
 // Register attention for float32, and in every type for widths, sizes and strides that the tensor-core kernels do not take: plain
 // multiply-adds, any D, any strides, K + R up to general_max_keys.
 //
-// A block of 128 threads owns a tile of up to 32 queries of one image and head. All products are one routine: C[i][j] = sum over k
-// of A[k][i] B[k][j] for 32 x 64 elements of C, 4 x 4 per thread, with slices of 32 k staged in shared memory. The scores of the
-// tile stay in shared memory: softmax and its derivative are exact, one warp per query.
+// A block of 128 threads owns a tile of up to 32 queries of one image and head. All products are one routine (ocl/cuda/product.h).
+// The scores of the tile stay in shared memory: softmax and its derivative are exact, one warp per query.
 // Backward: softmax is computed again with its own maximum, which keeps float32 exact where scores are large; gradients of keys are
 // added to partial sums in global memory that only this block touches (see backward_block.h).
-// Shared memory: staged A [32][36] and B [32][68]; a number per query; scores [rows][K + R]; backward: dP [rows][K + R].
+// Shared memory: staged slices of a product; a number per query; scores [rows][K + R]; backward: dP [rows][K + R].
 #pragma once
 
 #include <cmath>
 
+#include "ocl/cuda/product.h"
 #include "register_attention/cuda/backward.h"
 #include "register_attention/cuda/common.h"
 #include "register_attention/cuda/forward.h"
 
 namespace ocl::register_attention {
 
-constexpr int general_threads = 128;
-constexpr int product_rows = 32, product_columns = 64, product_depth = 32;
-constexpr int staged_rows = product_rows + 4, staged_columns = product_columns + 4;  // padded, 16-byte aligned
+constexpr int general_threads = simt::product_threads;
+constexpr int product_rows = 32, product_columns = 64;
+using Product = simt::BlockProduct<product_rows, product_columns>;
 constexpr int general_max_keys = 8192;
 
 // Queries per tile: as many of 32 as leave the scores of a backward tile within 64 KiB, which every device has.
@@ -30,7 +30,7 @@ constexpr int general_rows(int64_t keys) {
 }
 
 constexpr int64_t general_shared_bytes(int64_t keys, bool backward) {
-  const int64_t staged = product_depth * (staged_rows + staged_columns) + product_rows;
+  const int64_t staged = Product::shared_floats + product_rows;
   return (staged + (backward ? 2 : 1) * general_rows(keys) * keys) * static_cast<int64_t>(sizeof(float));
 }
 
@@ -60,60 +60,14 @@ struct JointMatrix {
   }
 };
 
-struct Staging {
-  float* a;  // [depth][staged_rows]
-  float* b;  // [depth][staged_columns]
-};
-
-// staged[k][i] = element(i, k). Neighbouring threads take neighbouring k where memory runs along k, else neighbouring i.
-template <int size, int stride, bool along_depth, class Element>
-OCL_DEVICE void stage(float* staged, int valid, int first_k, int depth, const Element& element) {
-  for (int t = simt::thread_index(); t < size * product_depth; t += general_threads) {
-    const int k = along_depth ? t % product_depth : t / size, i = along_depth ? t / product_depth : t % size;
-    staged[k * stride + i] = i < valid && first_k + k < depth ? element(i, first_k + k) : 0.0f;
-  }
-}
-
-// sink(i, j, sum over k < depth of a(i, k) b(j, k)) for i < rows <= 32, j < columns <= 64, each in one thread.
-// Begins with a barrier, but does not end with one.
-template <bool a_along_depth, bool b_along_depth, class A, class B, class Sink>
-OCL_DEVICE void multiply(const Staging& staging, int rows, int columns, int depth, const A& a, const B& b, const Sink& sink) {
-  const int thread_row = simt::thread_index() / 16 * 4, thread_column = simt::thread_index() % 16 * 4;
-  float sum[4][4] = {};
-  for (int first_k = 0; first_k < depth; first_k += product_depth) {
-    simt::sync_threads();
-    stage<product_rows, staged_rows, a_along_depth>(staging.a, rows, first_k, depth, a);
-    stage<product_columns, staged_columns, b_along_depth>(staging.b, columns, first_k, depth, b);
-    simt::sync_threads();
-    OCL_UNROLL
-    for (int k = 0; k < product_depth; ++k) {
-      const auto left = *reinterpret_cast<const simt::Float4*>(staging.a + k * staged_rows + thread_row);
-      const auto right = *reinterpret_cast<const simt::Float4*>(staging.b + k * staged_columns + thread_column);
-      const float left_of[4] = {left.x, left.y, left.z, left.w}, right_of[4] = {right.x, right.y, right.z, right.w};
-      OCL_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        OCL_UNROLL
-        for (int j = 0; j < 4; ++j) sum[i][j] += left_of[i] * right_of[j];
-      }
-    }
-  }
-  OCL_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    OCL_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      if (thread_row + i < rows && thread_column + j < columns) sink(thread_row + i, thread_column + j, sum[i][j]);
-    }
-  }
-}
-
 // scores[row][key] = factor * query . key
 template <class T, class Keys>
-OCL_DEVICE void score_tile(float* scores, const Staging& staging, const Matrix<const T>& query, const Keys& keys, int first_row,
+OCL_DEVICE void score_tile(float* scores, const Product& product, const Matrix<const T>& query, const Keys& keys, int first_row,
                            int rows, int total, int width, float factor) {
   for (int first = 0; first < total; first += product_columns) {
     const int columns = total - first < product_columns ? total - first : product_columns;
-    multiply<true, true>(
-        staging, rows, columns, width, [&](int i, int k) { return query(first_row + i, k); },
+    product.multiply<true, true>(
+        rows, columns, width, [&](int i, int k) { return query(first_row + i, k); },
         [&](int j, int k) { return keys(first + j, k); },
         [&](int i, int j, float sum) { scores[i * total + first + j] = factor * sum; });
   }
@@ -121,26 +75,14 @@ OCL_DEVICE void score_tile(float* scores, const Staging& staging, const Matrix<c
 
 // result(row, column, sum over keys of weight[row][key] keys(key, column))
 template <class Keys, class Result>
-OCL_DEVICE void weigh_keys(const float* weight, const Staging& staging, const Keys& keys, int rows, int total, int width,
+OCL_DEVICE void weigh_keys(const float* weight, const Product& product, const Keys& keys, int rows, int total, int width,
                            const Result& result) {
   for (int first = 0; first < width; first += product_columns) {
     const int columns = width - first < product_columns ? width - first : product_columns;
-    multiply<true, false>(
-        staging, rows, columns, total, [&](int i, int k) { return weight[i * total + k]; },
-        [&](int j, int k) { return keys(k, first + j); }, [&](int i, int j, float sum) { result(i, first + j, sum); });
+    product.multiply<true, false>(
+        rows, columns, total, [&](int i, int k) { return weight[i * total + k]; }, [&](int j, int k) { return keys(k, first + j); },
+        [&](int i, int j, float sum) { result(i, first + j, sum); });
   }
-}
-
-OCL_DEVICE float warp_sum(float value) {
-  OCL_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) value += simt::shuffle_xor(value, mask);
-  return value;
-}
-
-OCL_DEVICE float warp_maximum(float value) {
-  OCL_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) value = fmaxf(value, simt::shuffle_xor(value, mask));
-  return value;
 }
 
 struct RowSummary {
@@ -155,7 +97,7 @@ OCL_DEVICE RowSummary softmax_row(float* score, const RegisterAttention& in, int
     if (key < in.K && !attended(in, image, key)) score[key] = -infinity;
     maximum = fmaxf(maximum, score[key]);
   }
-  maximum = fmaxf(warp_maximum(maximum), sink);
+  maximum = fmaxf(simt::warp_maximum(maximum), sink);
   if (maximum == -infinity) maximum = 0.0f;
   float sum = 0.0f;
   for (int key = lane_index(); key < total; key += 32) {
@@ -163,7 +105,7 @@ OCL_DEVICE RowSummary softmax_row(float* score, const RegisterAttention& in, int
     sum += score[key];
   }
   const float of_sink = expf(sink - maximum);
-  sum = warp_sum(sum) + of_sink;
+  sum = simt::warp_sum(sum) + of_sink;
   const float normalizer = sum > 0.0f ? 1.0f / sum : 0.0f;
   for (int key = lane_index(); key < total; key += 32) score[key] *= normalizer;
   return {sum > 0.0f ? maximum + logf(sum) : -infinity, of_sink * normalizer};
@@ -174,13 +116,13 @@ OCL_DEVICE float sink_of(const RegisterAttention& in, int head) {
 }
 
 template <class T>
-OCL_KERNEL void OCL_LAUNCH_BOUNDS(general_threads, 1)
+OCL_KERNEL void OCL_LAUNCH_BOUNDS(general_threads, 4)
     general_forward_kernel(const RegisterAttentionForward work, const ForwardShape shape) {
   OCL_DYNAMIC_SHARED(shared);
   const RegisterAttention& in = work.in;
   float* const staged = reinterpret_cast<float*>(shared);
-  const Staging staging{staged, staged + product_depth * staged_rows};
-  float* const scores = staging.b + product_depth * staged_columns + product_rows;
+  const Product product(staged);
+  float* const scores = staged + Product::shared_floats + product_rows;
 
   const int heads = static_cast<int>(in.H), total = static_cast<int>(in.K + in.R), width = static_cast<int>(in.D);
   const int head = simt::block_x() % heads, item = simt::block_x() / heads;
@@ -189,7 +131,7 @@ OCL_KERNEL void OCL_LAUNCH_BOUNDS(general_threads, 1)
   const int64_t slice = static_cast<int64_t>(image) * heads + head;
 
   const JointMatrix<T> keys(in.key, in.register_key, in, image, head), values(in.value, in.register_value, in, image, head);
-  score_tile<T>(scores, staging, Matrix<const T>(in.query, image, head), keys, first_row, rows, total, width, in.scale);
+  score_tile<T>(scores, product, Matrix<const T>(in.query, image, head), keys, first_row, rows, total, width, in.scale);
   simt::sync_threads();
   for (int row = warp_index(); row < rows; row += general_threads / 32) {
     const RowSummary summary = softmax_row(scores + row * total, in, image, sink_of(in, head));
@@ -202,7 +144,7 @@ OCL_KERNEL void OCL_LAUNCH_BOUNDS(general_threads, 1)
     }
   }
   const Matrix<T> output(work.output, image, head);
-  weigh_keys(scores, staging, values, rows, total, width,
+  weigh_keys(scores, product, values, rows, total, width,
              [&](int row, int column, float sum) { output.at(first_row + row, column) = simt::from_float<T>(sum); });
 }
 
@@ -215,15 +157,15 @@ struct KeyGradients {
 
 // gradients[key][column] += sum over rows of weight[row][key] right(row, column)
 template <class Right>
-OCL_DEVICE void add_key_gradients(const KeyGradients& gradients, const float* weight, const Staging& staging, const Right& right,
+OCL_DEVICE void add_key_gradients(const KeyGradients& gradients, const float* weight, const Product& product, const Right& right,
                                   int rows, int slots, int total, int width) {
   const int first_wanted = gradients.slots != nullptr ? 0 : slots, last_wanted = gradients.registers != nullptr ? total : slots;
   for (int first = first_wanted; first < last_wanted; first += product_rows) {
     const int count = last_wanted - first < product_rows ? last_wanted - first : product_rows;
     for (int column = 0; column < width; column += product_columns) {
       const int columns = width - column < product_columns ? width - column : product_columns;
-      multiply<false, false>(
-          staging, count, columns, rows, [&](int i, int k) { return weight[k * total + first + i]; },
+      product.multiply<false, false>(
+          count, columns, rows, [&](int i, int k) { return weight[k * total + first + i]; },
           [&](int j, int k) { return right(k, column + j); },
           [&](int i, int j, float sum) {
             const int key = first + i;
@@ -237,13 +179,13 @@ OCL_DEVICE void add_key_gradients(const KeyGradients& gradients, const float* we
 }
 
 template <class T>
-OCL_KERNEL void OCL_LAUNCH_BOUNDS(general_threads, 1)
+OCL_KERNEL void OCL_LAUNCH_BOUNDS(general_threads, 4)
     general_backward_kernel(const RegisterAttentionBackward work, const BackwardShape shape) {
   OCL_DYNAMIC_SHARED(shared);
   const RegisterAttention& in = work.in;
   float* const staged = reinterpret_cast<float*>(shared);
-  const Staging staging{staged, staged + product_depth * staged_rows};
-  float* const sink_products = staging.b + product_depth * staged_columns;  // p_sink delta of each query
+  const Product product(staged);
+  float* const sink_products = staged + Product::shared_floats;  // p_sink delta of each query
   const int heads = static_cast<int>(in.H), slots = static_cast<int>(in.K), total = slots + static_cast<int>(in.R);
   const int width = static_cast<int>(in.D);
   float* const scores = sink_products + product_rows;
@@ -261,8 +203,8 @@ OCL_KERNEL void OCL_LAUNCH_BOUNDS(general_threads, 1)
     const Matrix<const T> query(in.query, item.image, run.head), grad_output(work.grad_output, item.image, run.head);
     const JointMatrix<T> keys(in.key, in.register_key, in, item.image, run.head);
     const JointMatrix<T> values(in.value, in.register_value, in, item.image, run.head);
-    score_tile<T>(scores, staging, query, keys, first_row, rows, total, width, in.scale);
-    score_tile<T>(grads, staging, grad_output, values, first_row, rows, total, width, 1.0f);
+    score_tile<T>(scores, product, query, keys, first_row, rows, total, width, in.scale);
+    score_tile<T>(grads, product, grad_output, values, first_row, rows, total, width, 1.0f);
     simt::sync_threads();
     for (int row = warp_index(); row < rows; row += general_threads / 32) {
       float* const probability = scores + row * total;
@@ -275,7 +217,7 @@ OCL_KERNEL void OCL_LAUNCH_BOUNDS(general_threads, 1)
         }
         delta += probability[key] * grad[key];
       }
-      delta = warp_sum(delta);
+      delta = simt::warp_sum(delta);
       for (int key = lane_index(); key < total; key += 32) grad[key] = probability[key] * (grad[key] - delta);
       if (lane_index() == 0) sink_products[row] = summary.sink * delta;
     }
@@ -285,7 +227,7 @@ OCL_KERNEL void OCL_LAUNCH_BOUNDS(general_threads, 1)
     }
     if (work.grad_query.data != nullptr) {
       const Matrix<T> grad_query(work.grad_query, item.image, run.head);
-      weigh_keys(grads, staging, keys, rows, total, width, [&](int row, int column, float sum) {
+      weigh_keys(grads, product, keys, rows, total, width, [&](int row, int column, float sum) {
         grad_query.at(first_row + row, column) = simt::from_float<T>(sum * in.scale);
       });
     }
@@ -296,10 +238,10 @@ OCL_KERNEL void OCL_LAUNCH_BOUNDS(general_threads, 1)
                           item.tile % shape.tiles_per_chunk == 0, first_tile};
     };
     add_key_gradients(
-        partial(shape.slot_key, shape.register_key), grads, staging,
+        partial(shape.slot_key, shape.register_key), grads, product,
         [&](int row, int column) { return query(first_row + row, column); }, rows, slots, total, width);
     add_key_gradients(
-        partial(shape.slot_value, shape.register_value), scores, staging,
+        partial(shape.slot_value, shape.register_value), scores, product,
         [&](int row, int column) { return grad_output(first_row + row, column); }, rows, slots, total, width);
     first_tile = false;  // products read the scores before their last barrier: the next tile may overwrite them
   }

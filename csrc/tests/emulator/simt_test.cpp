@@ -136,6 +136,17 @@ void ldmatrix_x4_has_the_documented_layout() {
   }
 }
 
+void transpose_swaps_rows_and_columns() {
+  for (unsigned seed = 0; seed < seeds; ++seed) {
+    run_grid(1, 1, 1, 32, 0, seed, [] {
+      const auto group = static_cast<uint32_t>(thread_index() / 4), quad = static_cast<uint32_t>(thread_index() % 4);
+      const auto number = [](uint32_t row, uint32_t column) { return 8 * row + column; };
+      const uint32_t transposed = transpose(number(group, 2 * quad) | number(group, 2 * quad + 1) << 16);
+      CHECK((transposed & 0xffff) == number(2 * quad, group) && transposed >> 16 == number(2 * quad + 1, group));
+    });
+  }
+}
+
 void shuffles_take_the_value_of_the_other_lane() {
   run_grid(1, 1, 1, 64, 0, 1, [] {
     const int lane = thread_index() % 32;
@@ -330,6 +341,7 @@ int main() {
     ldmatrix_feeds_mma<float16>(transposed);
   }
   ldmatrix_x4_has_the_documented_layout();
+  transpose_swaps_rows_and_columns();
   shuffles_take_the_value_of_the_other_lane();
   asynchronous_copies_land_at_the_wait();
   every_block_runs_once();

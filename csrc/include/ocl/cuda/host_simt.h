@@ -102,7 +102,7 @@ inline void make_context(Context& context, unsigned char* stack, void (*entry)()
 
 // ---- State of a block
 
-enum class Collective { none, mma_16x8x16, mma_16x8x8, ldmatrix, shuffle, sync_warp };
+enum class Collective { none, mma_16x8x16, mma_16x8x8, ldmatrix, transpose, shuffle, sync_warp };
 
 // What a lane brings to a collective of its warp.
 struct Mail {
@@ -209,6 +209,7 @@ inline const char* name(Collective kind) {
     case Collective::mma_16x8x16: return "mma_16x8x16";
     case Collective::mma_16x8x8: return "mma_16x8x8";
     case Collective::ldmatrix: return "ldmatrix";
+    case Collective::transpose: return "transpose";
     case Collective::shuffle: return "shuffle";
     case Collective::sync_warp: return "sync_warp";
   }
@@ -467,6 +468,7 @@ inline int block_x() { return host::block->x; }
 inline int block_y() { return host::block->y; }
 inline int block_z() { return host::block->z; }
 inline int grid_x() { return host::block->grid_x; }
+inline int opaque(int value) { return value; }
 
 inline void sync_threads() {
   host::Block& block = *host::block;
@@ -644,6 +646,16 @@ inline void ldmatrix_x2_trans(std::uint32_t& r0, std::uint32_t& r1, const void* 
   host::load_matrices<2, true>(words, shared);
   r0 = words[0];
   r1 = words[1];
+}
+
+inline std::uint32_t transpose(std::uint32_t word) {
+  host::Mail mine;
+  mine.kind = host::Collective::transpose;
+  mine.words[0] = word;
+  const host::Mail* mail = host::meet(mine).mail;
+  const int group = host::current_lane() / 4, quad = host::current_lane() % 4;
+  const auto element = [&](int row) { return mail[4 * row + group / 2].words[0] >> (16 * (group % 2)) & 0xffffu; };
+  return element(2 * quad) | element(2 * quad + 1) << 16;
 }
 
 inline void copy_async_16(void* shared, const void* global, bool valid) {

@@ -21,6 +21,9 @@ struct float16 {
   uint16_t bits;
 };
 
+struct alignas(8) Float2 {
+  float x, y;
+};
 // 16 bytes, the widest access of one thread to memory.
 struct alignas(16) Float4 {
   float x, y, z, w;
@@ -48,6 +51,12 @@ OCL_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
 OCL_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
 OCL_DEVICE int block_z() { return static_cast<int>(blockIdx.z); }
 OCL_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
+
+// The same number, of which the compiler knows nothing: what is computed from it inside a loop is not kept in registers across it.
+OCL_DEVICE int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 
 OCL_DEVICE void sync_threads() { __syncthreads(); }
 OCL_DEVICE void sync_warp() { __syncwarp(); }
@@ -139,6 +148,13 @@ OCL_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared) {
 }
 OCL_DEVICE void ldmatrix_x2_trans(uint32_t& r0, uint32_t& r1, const void* shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r0), "=r"(r1) : "r"(shared_address(shared)));
+}
+
+// The transpose of an 8x8 matrix of 16-bit elements, held as ldmatrix leaves it.
+OCL_DEVICE uint32_t transpose(uint32_t word) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(word));
+  return transposed;
 }
 
 // 16 bytes from global to shared memory, both 16-byte aligned; zeros where not `valid` (then `global` is not read).
