@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+KINDS = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla", "privateuseone")
+AUTOCASTING = frozenset(kind for kind in KINDS if torch.amp.is_autocast_available(kind))  # asked once: torch 2.10 cannot trace it
+
 
 def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the dtype that autocast would give a matrix product, so that the backward computes in it too."""
@@ -28,4 +31,4 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def _autocasts(kind: str) -> bool:
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return kind in AUTOCASTING and torch.is_autocast_enabled(kind)
