@@ -17,12 +17,12 @@ LAYERS = [
     {"encoders", "slots", "decoders", "data"},
     {"losses", "metrics"},
     {"models"},
-    {"train", "evaluate", "generate", "vis", "studio"},
+    {"train", "pretrain", "evaluate", "generate", "vis", "studio"},
     {"cli"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # vis: pictures of what was done, it imports none of them; evaluate.inference: draws that belong to an image by its name
-SIDEWAYS = {("evaluate", "vis"), ("train", "vis"), ("generate", "vis"), ("generate", "evaluate")}
+SIDEWAYS = {("evaluate", "vis"), ("train", "vis"), ("generate", "vis"), ("generate", "evaluate"), ("pretrain", "train")}
 HEAVY = {
     "bitsandbytes", "datasets", "deepspeed", "diffusers", "huggingface_hub", "lightning", "matplotlib", "peft", "pycocotools",
     "skimage", "sklearn", "tensorboard", "tensorflow", "timm", "torchvision", "transformers", "triton", "wandb", "xformers",

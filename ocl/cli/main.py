@@ -15,6 +15,7 @@ COMMANDS = {
     "reconstruct": "draw images again from their slots, all together or one by one",
     "compose": "draw scenes whose slots come from several images",
     "edit": "remove, replace, add or move an object by its slot",
+    "pretrain": "make a small text-to-image pipeline of drawn scenes, for models to decode with",
     "describe": "show a config or run: parts, parameters, kernels",
     "data": "preview or check a dataset",
     "bench": "measure the operators beside every other way to compute the same",
