@@ -60,12 +60,19 @@ class Decoder(nn.Module, ABC):
 class ContrastiveDecoder(Decoder, ABC):
     """A decoder that can decode slots of other images beside the image's own, against the same target.
 
-    `contrast` fills `Decoding.contrast`, whose gradient reaches the slots and no weight of the decoder.
+    `contrast` fills `Decoding.contrast`, whose gradient reaches the slots and, with `stop_gradient`, no weight of the decoder.
     """
 
     @abstractmethod
     def forward(
-        self, slots: Slots, batch: Batch, features: Features, *, generator: Randomness = None, contrast: Slots | None = None
+        self,
+        slots: Slots,
+        batch: Batch,
+        features: Features,
+        *,
+        generator: Randomness = None,
+        contrast: Slots | None = None,
+        stop_gradient: bool = True,
     ) -> Decoding: ...
 
 

@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import ocl.encoders
 import ocl.models
+from ocl.cli.merge import lay_over
 from ocl.data import Dataset, Scenes
 from ocl.errors import ConfigError
 from ocl.interfaces import Loss
@@ -80,7 +81,8 @@ PARTS: Mapping[str, Any] = {
 def experiment_parser(prog: str) -> ArgumentParser:
     """A parser whose options are the parts of an experiment; `--config`, `--print_config` and dotted overrides included."""
     parser = ArgumentParser(prog=prog, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a YAML file, such as configs/slot_attention/scenes.yaml")
+    parser.add_argument("--config", action="config",
+                        help="a YAML file, such as configs/slot_attention/scenes.yaml; further ones change what the first says")
     helps: Mapping[str, tuple[str, Any]] = {
         "model": ("a builder of ocl.models, or SlotAutoencoder", None),
         "data": ("what to train on", {"class_path": _path(Scenes)}),
@@ -134,21 +136,40 @@ def load_parts(packages: Sequence[str]) -> None:
 def _expand(argv: Sequence[str], packages: Sequence[str]) -> Iterator[str]:
     """Read config files ourselves, so that names are checked before anything is imported, and complete builders' short names."""
     load_parts(packages)
-    words = iter(argv)
-    for word in words:
-        key, separator, value = word.partition("=")
-        if not key.startswith("--") or key in _FLAGS:
-            yield word
+    pairs = list(_pairs(argv))
+    files = [value for key, value in pairs if key == "--config"]
+    for key, value in pairs:
+        if value is None:
+            yield key
             continue
-        if not separator:
-            value = next(words, "")
         if key == "--config":
-            value = yaml.safe_dump(_checked(_read_yaml(Path(value)), packages, value), sort_keys=False)
+            if not files:
+                continue  # it was merged into the first
+            value, files = yaml.safe_dump(_merged(files, packages), sort_keys=False), []
         elif (parsed := _structure(value)) is not None:
             value = yaml.safe_dump(_checked(parsed, packages, key), default_flow_style=True)
         else:
             value = _complete(key.removeprefix("--"), _checked(value, packages, key))
         yield f"{key}={value}"
+
+
+def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """(option, its value), with None for words that take none."""
+    words = iter(argv)
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not key.startswith("--") or key in _FLAGS:
+            yield word, None
+        else:
+            yield key, value if separator else next(words, "")
+
+
+def _merged(files: Sequence[str], packages: Sequence[str]) -> Mapping[str, Any]:
+    """One config from several files, of which each changes what those before it say."""
+    merged: Mapping[str, Any] = {}
+    for file in files:
+        merged = lay_over(merged, _checked(_read_yaml(Path(file)), packages, file), file)
+    return merged
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:

@@ -57,7 +57,8 @@ class SlotAutoencoder(nn.Module):
             name = type(self.decoder).__name__
             raise ConfigError(f"{name} decodes no slots of other images; leave ContrastiveAlignment out of the losses.")
         contrast = swapped(slots, mismatch, generator)
-        return self.decoder(slots, batch, features, generator=generator, contrast=contrast)
+        stop = mismatch.stop_gradient
+        return self.decoder(slots, batch, features, generator=generator, contrast=contrast, stop_gradient=stop)
 
 
 def _check_width(name: str, width: int, other_name: str, other: int) -> None:

@@ -73,6 +73,20 @@ class LearnedRegisters(RegisterBank):
         return self.table
 
 
+@final
+class NoRegisters(RegisterBank):
+    """No token at all, for builders whose default is a null prompt: the denoiser attends to slots alone."""
+
+    width = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self) -> Tensor:
+        """[0, 0]."""
+        return torch.empty(0, 0)
+
+
 @torch.no_grad()
 def null_prompt(weights: str, *, local_files_only: bool | None = None) -> Tensor:
     """The empty prompt as tokens [R, C] of the pipeline's own text encoder, float32. XL: both encoders side by side.
