@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,11 @@ class Scoring:
 
 
 def main(argv: Sequence[str]) -> int:
-    options = command("ablate", "Train and score variants of a config, and print one table. Further options are those of the config.")
+    options = command("ablate", "Train and score variants of a config, as one table. Further options are those of the config.")
     options.epilog = EPILOG
     options.add_argument("config", type=Path, help="YAML file that all rows share")
     options.add_argument("--rows", nargs="+", type=Path, required=True, help="YAML files, or a folder of them, one per row")
-    options.add_argument("--run", type=Path, required=True, help="folder to write: a run folder per row, ablation.md, ablation.json")
+    options.add_argument("--run", type=Path, required=True, help="folder to write: a run per row, ablation.md, ablation.json")
     options.add_argument("--protocol", nargs="+", default=["coda"], choices=sorted(PROTOCOLS), metavar="NAME")
     options.add_argument("--limit", type=int, help="score only the first held-out images")
     options.add_argument("--seed", type=int, default=0, help="of the slot noise while scoring; --training.seed is that of training")
@@ -80,7 +80,7 @@ def row_files(given: Sequence[Path]) -> list[Path]:
 def run_row(experiment: Experiment, run: Path, scoring: Scoring, *, on: str) -> Mapping[str, Any] | None:
     """Train and score one row into `run`, or read what was found before. None where the user stopped it."""
     path = run / SCORES
-    wanted = {"steps": experiment.training.steps, "protocols": list(scoring.protocols), "limit": scoring.limit, "seed": scoring.seed}
+    wanted = {"steps": experiment.training.steps, **asdict(scoring), "protocols": list(scoring.protocols)}
     if path.is_file():
         claim(run, experiment.text, resume=True)
         earlier: Mapping[str, Any] = json.loads(path.read_text())
@@ -128,7 +128,9 @@ def _score(experiment: Experiment, run: Path, scoring: Scoring, on: str) -> dict
     model, data = experiment.model(), experiment.held_out()
     assert data is not None
     load_model(run, model)
-    found = evaluate(model, data, protocols=scoring.protocols, limit=scoring.limit, seed=scoring.seed, device=device(on), num_examples=0)
+    found = evaluate(
+        model, data, protocols=scoring.protocols, limit=scoring.limit, seed=scoring.seed, device=device(on), num_examples=0
+    )
     finite = {masks: {name: value for name, value in scores.items() if value == value} for masks, scores in found.scores.items()}
     return {"images": found.images, "data": type(data).__name__, "scores": finite}
 

@@ -89,7 +89,7 @@ def test_contrast_works_for_any_batch_and_trains_slots_alone(tiny_pipeline, buil
 
 
 @pytest.mark.parametrize("builder", [coda, slotadapt])
-def test_without_the_stop_the_contrastive_term_trains_the_decoder_as_well_and_the_slots_as_before(tiny_pipeline, builder, tolerance):
+def test_without_the_stop_the_contrastive_term_trains_the_decoder_too_and_slots_as_before(tiny_pipeline, builder, tolerance):
     parts = {} if builder is coda else {"decoder": _adapted(tiny_pipeline("sd"))}
     model = small(builder, tiny_pipeline("sd"), **parts).eval()
     gradients = {}

@@ -77,14 +77,16 @@ class LearnedRegisters(RegisterBank):
 class NoRegisters(RegisterBank):
     """No token at all, for builders whose default is a null prompt: the denoiser attends to slots alone."""
 
-    width = 0
+    table: Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        self.width = 0
+        self.register_buffer("table", torch.empty(0, self.width), persistent=False)
 
     def forward(self) -> Tensor:
         """[0, 0]."""
-        return torch.empty(0, 0)
+        return self.table
 
 
 @torch.no_grad()
