@@ -137,7 +137,7 @@ def _expand(argv: Sequence[str], packages: Sequence[str]) -> Iterator[str]:
     """Read config files ourselves, so that names are checked before anything is imported, and complete builders' short names."""
     load_parts(packages)
     pairs = list(_pairs(argv))
-    files = [value for key, value in pairs if key == "--config"]
+    files = [value for key, value in pairs if key == "--config" and value is not None]
     for key, value in pairs:
         if value is None:
             yield key
