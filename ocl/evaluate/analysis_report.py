@@ -69,6 +69,15 @@ def short(layer: str) -> str:
     return f"{layer.partition('_')[0]} {'.'.join(re.findall(r'(?<=[.])[0-9]+', layer))}"
 
 
+def mean_text(values: Tensor) -> str:
+    """12.3 (standard error 0.4), over images; undefined where no value is a number."""
+    found = _mean(values)
+    if found["mean"] is None:
+        return "undefined, as fewer than two slots own pixels,"
+    error = "" if found["standard_error"] is None else f" (standard error {found['standard_error']:.2g})"
+    return f"{found['mean']:.4g}{error}"
+
+
 def write_plots(found: Analysis, folder: Path) -> list[Path]:
     """attention.png, information.png and entanglement.png; nothing where matplotlib is not installed (pip install matplotlib)."""
     try:
@@ -85,21 +94,20 @@ def write_plots(found: Analysis, folder: Path) -> list[Path]:
 
 
 def _words(found: Analysis) -> list[str]:
-    nats = {name: _mean(values) for name, values in found.nats.items()}
     where = f"{len(found.keys)} images, {len(found.log_snr)} noise levels."
     if found.num_registers:
         mass = torch.stack([each.mean() for each in register_mass(found).values()]).mean()
         where += f" Registers hold {float(mass):.1%} of the attention on average."
     else:
         where += " Its layers attend to no registers, so that slots share all of the attention." if found.attention else ""
-    against = {name: f"{value['mean']} nats per image (standard error {value['standard_error']})" for name, value in nats.items()}
+    against = {name: f"{mean_text(value)} nats per image" for name, value in found.nats.items()}
     return [
         where,
         f"Information: {against['dropped']} against no slots, {against['swapped']} against slots of another image. For an ideal "
         "denoiser the first is the mutual information of slots and latents, the second an upper bound of it; for a trained one "
         "both are estimates, and say how much it uses its slots.",
-        f"Entanglement, 0 for none and 1 for all: mixing {_mean(found.mixing)['mean']} (how much of a picture drawn from one slot "
-        f"shows other slots), spill {_mean(found.spill)['mean']} (change per pixel outside a slot's mask when it is removed, "
+        f"Entanglement, 0 for none and 1 for all: mixing {mean_text(found.mixing)} (how much of a picture drawn from one slot "
+        f"shows other slots), spill {mean_text(found.spill)} (change per pixel outside a slot's mask when it is removed, "
         "relative to that inside).",
     ]
 
@@ -113,7 +121,7 @@ def _attention(found: Analysis) -> Any:
     for axis, (title, masses) in zip(axes, panels.items(), strict=True):
         if not masses:
             continue
-        picture = axis.imshow(torch.stack([mass.mean(1) for mass in masses.values()]).numpy(), aspect="auto", vmin=0, vmax=1)
+        picture = axis.imshow(torch.stack([mass.mean(1) for mass in masses.values()]).numpy(), aspect="auto", vmin=0)
         axis.set_title(f"attention on {title}")
         axis.set_xticks(range(len(found.log_snr)), [f"{value:.1f}" for value in found.log_snr])
         axis.set_yticks(range(len(masses)), list(map(short, masses)))
@@ -129,17 +137,17 @@ def _information(found: Analysis) -> Any:
         axis.plot(found.log_snr, gap.numpy() / 2, color="0.8", linewidth=0.8)
         axis.plot(found.log_snr, gap.mean(1).numpy() / 2, color="#0b5fa5", linewidth=2)
         axis.axhline(0, color="0.3", linewidth=0.6)
-        axis.set_title(f"against {name} slots: {_mean(found.nats[name])['mean']} nats per image")
+        axis.set_title(f"against {name} slots: {mean_text(found.nats[name])} nats per image")
         axis.set_xlabel(NOISE_AXIS)
         axis.set_ylabel("nats per unit of log-SNR")
     return figure
 
 
 def _entanglement(found: Analysis) -> Any:
-    """What each slot's picture shows, mean over images in which it lives; both measures, per image and per slot."""
+    """What each slot's picture shows, mean over the images that mixing is defined for; both measures, per image and per slot."""
     figure, (left, right) = _figure(2, height=3.2)
-    count = found.living.sum(0)[:, None].clamp(min=1)
-    picture = left.imshow(((found.shares * found.living[..., None]).sum(0) / count).numpy(), vmin=0, vmax=1)
+    drawn = (found.living & found.mixing.isfinite()[:, None]).double()[..., None]
+    picture = left.imshow(((found.shares * drawn).sum(0) / drawn.sum(0).clamp(min=1)).numpy(), vmin=0, vmax=1)
     left.set_title("share of the picture drawn from one slot")
     left.set_xlabel("slot that it shows")
     left.set_ylabel("slot that it was drawn from")
