@@ -187,3 +187,11 @@ def test_only_latent_diffusion_decoders_are_looked_into(tiny_run, tmp_path, caps
 def test_a_model_that_draws_no_images_from_noise_is_refused(tiny_run, pictures, tmp_path, capsys):
     assert draw("reconstruct", tiny_run, pictures, tmp_path) == 2
     assert "has a PatchMLP; only latent-diffusion decoders draw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["coda", "slotadapt"])
+def test_a_pipeline_that_is_missing_is_named_however_deep_it_stands_in_the_config(tmp_path, tiny_pipeline, name, capsys):
+    path = config(tmp_path, tiny_pipeline, name)
+    path.write_text(path.read_text().replace(str(tiny_pipeline("sd")), str(tmp_path / "nowhere")))
+    assert main(["train", "--config", str(path), "--run", str(tmp_path / "run")]) == 2
+    assert f"CheckpointError: the pipeline folder {tmp_path / 'nowhere'} is missing" in capsys.readouterr().err
