@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import functools
+import inspect
+from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,31 @@ from torch import Tensor, nn
 from ocl.types import Batch, Conditioning, Decoding, Denoised, Features, Mismatch, Randomness, Slots, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
 
-class Encoder(nn.Module, ABC):
+class Part(ABCMeta):
+    """Metaclass of all parts: an instance remembers the arguments it was made with, `made_with`, so that it can be made again."""
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+        super().__init__(name, bases, namespace)
+        if "__init__" in namespace:
+            type.__setattr__(cls, "__init__", _remembering(namespace["__init__"]))
+
+
+def _remembering(init: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def remember(self: Any, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        self.made_with = dict(list(signature.bind(self, *args, **options).arguments.items())[1:])
+
+    return remember
+
+
+class Encoder(nn.Module, metaclass=Part):
     """Image [B, 3, H, W] in [0, 1] -> Features. Owns its normalisation, resizing and freezing."""
 
     width: int  # D of the tokens it returns
@@ -24,7 +47,7 @@ class Encoder(nn.Module, ABC):
     def forward(self, image: Tensor) -> Features: ...
 
 
-class SlotInit(nn.Module, ABC):
+class SlotInit(nn.Module, metaclass=Part):
     """Where slots start: [B, K, D]. All randomness comes from `generator`, or is handed in as `noise` [B, K, D] ~ N(0, 1)."""
 
     num_slots: int
@@ -34,7 +57,7 @@ class SlotInit(nn.Module, ABC):
     def forward(self, batch_size: int, *, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor: ...
 
 
-class SlotModule(nn.Module, ABC):
+class SlotModule(nn.Module, metaclass=Part):
     """(Features, initial slots [B, K, slot_dim]) -> Slots whose vectors are [B, K, out_dim]."""
 
     feature_dim: int
@@ -45,7 +68,7 @@ class SlotModule(nn.Module, ABC):
     def forward(self, features: Features, init: Tensor) -> Slots: ...
 
 
-class Decoder(nn.Module, ABC):
+class Decoder(nn.Module, metaclass=Part):
     """(Slots, Batch, Features) -> Decoding. Chooses its own target: pixels, features, or noise.
 
     A decoder that draws random numbers takes all of them from `generator`; others ignore it.
@@ -60,16 +83,23 @@ class Decoder(nn.Module, ABC):
 class ContrastiveDecoder(Decoder, ABC):
     """A decoder that can decode slots of other images beside the image's own, against the same target.
 
-    `contrast` fills `Decoding.contrast`, whose gradient reaches the slots and no weight of the decoder.
+    `contrast` fills `Decoding.contrast`, whose gradient reaches the slots and, with `stop_gradient`, no weight of the decoder.
     """
 
     @abstractmethod
     def forward(
-        self, slots: Slots, batch: Batch, features: Features, *, generator: Randomness = None, contrast: Slots | None = None
+        self,
+        slots: Slots,
+        batch: Batch,
+        features: Features,
+        *,
+        generator: Randomness = None,
+        contrast: Slots | None = None,
+        stop_gradient: bool = True,
     ) -> Decoding: ...
 
 
-class RegisterBank(nn.Module, ABC):
+class RegisterBank(nn.Module, metaclass=Part):
     """Tokens [R, C] that stand beside the slots for the whole batch and soak up attention that belongs to no slot."""
 
     width: int  # C
@@ -78,14 +108,14 @@ class RegisterBank(nn.Module, ABC):
     def forward(self) -> Tensor: ...
 
 
-class Conditioner(nn.Module, ABC):
+class Conditioner(nn.Module, metaclass=Part):
     """Slots -> what the denoiser attends to. Slots that are not `active` are neither attended nor pooled."""
 
     @abstractmethod
     def forward(self, slots: Slots) -> Conditioning: ...
 
 
-class Denoiser(nn.Module, ABC):
+class Denoiser(nn.Module, metaclass=Part):
     """(noisy latent [B, C, h, w], timestep [B], Conditioning) -> prediction of the latent's shape.
 
     contrast: another conditioning of the same latents; its prediction sends gradient to it and to no weight.
@@ -104,7 +134,7 @@ class Denoiser(nn.Module, ABC):
         """Inside, what depends on the conditioning alone is computed in the first pass; it and the weights must not change."""
 
 
-class Loss(nn.Module, ABC):
+class Loss(nn.Module, metaclass=Part):
     """One forward pass -> a scalar to minimise."""
 
     @abstractmethod

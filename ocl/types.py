@@ -165,7 +165,8 @@ class Decoding:
     """What the decoder made of the slots, and what it should have made: the decoder owns its target.
 
     prediction, target: same shape [B, ...]. masks: [B, K, h, w], sums to 1 over K, or None.
-    contrast: the prediction from slots that do not belong to the image, or None; it trains the slots and never the decoder.
+    contrast: the prediction from slots that do not belong to the image, or None; it trains the slots, and the decoder only
+        where `Mismatch.stop_gradient` is false.
     """
 
     prediction: Tensor
@@ -203,12 +204,14 @@ class Mismatch:
     pairing: "halves" pairs image i with i + B / 2; "ring" gives all images one noise and pairs i with i + 1, for any batch
         size ("halves" falls back to it where B is odd).
     decode: false in the warm-up, where partners share noise and nothing is swapped yet.
+    stop_gradient: false lets the error of the mixtures reach the decoder as well, an ablation in which training collapses.
     """
 
     rate: float = 0.5
     swap: Literal["independent", "exact", "complementary"] = "independent"
     pairing: Literal["halves", "ring"] = "halves"
     decode: bool = True
+    stop_gradient: bool = True
 
 
 @dataclass(frozen=True)

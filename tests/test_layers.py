@@ -21,8 +21,8 @@ LAYERS = [
     {"cli"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-# vis: pictures of what was done, it imports none of them; evaluate.inference: draws that belong to an image by its name
-SIDEWAYS = {("evaluate", "vis"), ("train", "vis"), ("generate", "vis"), ("generate", "evaluate"), ("pretrain", "train")}
+# vis: pictures of what was done, it imports none of them; generate: what an analysis draws, it does not import evaluate
+SIDEWAYS = {("evaluate", "vis"), ("train", "vis"), ("generate", "vis"), ("evaluate", "generate"), ("pretrain", "train")}
 HEAVY = {
     "bitsandbytes", "datasets", "deepspeed", "diffusers", "huggingface_hub", "lightning", "matplotlib", "peft", "pycocotools",
     "skimage", "sklearn", "tensorboard", "tensorflow", "timm", "torchvision", "transformers", "triton", "wandb", "xformers",

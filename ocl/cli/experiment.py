@@ -5,9 +5,7 @@ A name in a config is only ever looked up inside `ocl`, or inside a package that
 
 from __future__ import annotations
 
-import importlib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +13,19 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace
 
-import ocl.encoders
-import ocl.models
+from ocl.cli.merge import lay_over
 from ocl.data import Dataset, Scenes
 from ocl.errors import ConfigError
 from ocl.interfaces import Loss
 from ocl.losses import Reconstruction
 from ocl.models import SlotAutoencoder
+from ocl.models.names import checked, complete, instantiate, load_parts, structure
 from ocl.train import Training
 
 CONFIG = "config.yaml"
-set_parsing_settings(subclasses_enabled=[SlotAutoencoder])  # it is final, but its builders stand for it in a config
-_DOTTED_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _FLAGS = ("--print_config", "--help")
-_PARTS = ("ocl.data", "ocl.decoders", "ocl.encoders", "ocl.losses", "ocl.models", "ocl.slots")
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ class Experiment:
     def _build(self, name: str) -> Any:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument(f"--{name}", type=PARTS[name])
-        return parser.instantiate(Namespace(**{name: self.config.clone()[name]}))[name]
+        return instantiate(parser, Namespace(**{name: self.config.clone()[name]}))[name]
 
 
 PARTS: Mapping[str, Any] = {
@@ -80,7 +75,8 @@ PARTS: Mapping[str, Any] = {
 def experiment_parser(prog: str) -> ArgumentParser:
     """A parser whose options are the parts of an experiment; `--config`, `--print_config` and dotted overrides included."""
     parser = ArgumentParser(prog=prog, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a YAML file, such as configs/slot_attention/scenes.yaml")
+    parser.add_argument("--config", action="config",
+                        help="a YAML file, such as configs/slot_attention/scenes.yaml; further ones change what the first says")
     helps: Mapping[str, tuple[str, Any]] = {
         "model": ("a builder of ocl.models, or SlotAutoencoder", None),
         "data": ("what to train on", {"class_path": _path(Scenes)}),
@@ -120,35 +116,43 @@ def read_run(run: Path, *, prog: str, packages: Sequence[str] = ()) -> Experimen
     return read(["--config", str(path)], prog=prog, packages=packages)
 
 
-def load_parts(packages: Sequence[str]) -> None:
-    """Import our parts, and the user's packages, so that configs can name their classes without a path."""
-    for name in _PARTS:
-        importlib.import_module(name)
-    for name in packages:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"--import {name}: {error}; put the package's parent folder on PYTHONPATH.") from error
-
-
 def _expand(argv: Sequence[str], packages: Sequence[str]) -> Iterator[str]:
     """Read config files ourselves, so that names are checked before anything is imported, and complete builders' short names."""
     load_parts(packages)
+    pairs = list(_pairs(argv))
+    files = [value for key, value in pairs if key == "--config" and value is not None]
+    for key, value in pairs:
+        if value is None:
+            yield key
+            continue
+        if key == "--config":
+            if not files:
+                continue  # it was merged into the first
+            value, files = yaml.safe_dump(_merged(files, packages), sort_keys=False), []
+        elif (parsed := structure(value)) is not None:
+            value = yaml.safe_dump(checked(parsed, packages, key), default_flow_style=True)
+        else:
+            value = complete(key.removeprefix("--"), checked(value, packages, key))
+        yield f"{key}={value}"
+
+
+def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """(option, its value), with None for words that take none."""
     words = iter(argv)
     for word in words:
         key, separator, value = word.partition("=")
         if not key.startswith("--") or key in _FLAGS:
-            yield word
-            continue
-        if not separator:
-            value = next(words, "")
-        if key == "--config":
-            value = yaml.safe_dump(_checked(_read_yaml(Path(value)), packages, value), sort_keys=False)
-        elif (parsed := _structure(value)) is not None:
-            value = yaml.safe_dump(_checked(parsed, packages, key), default_flow_style=True)
+            yield word, None
         else:
-            value = _complete(key.removeprefix("--"), _checked(value, packages, key))
-        yield f"{key}={value}"
+            yield key, value if separator else next(words, "")
+
+
+def _merged(files: Sequence[str], packages: Sequence[str]) -> Mapping[str, Any]:
+    """One config from several files, of which each changes what those before it say."""
+    merged: Mapping[str, Any] = {}
+    for file in files:
+        merged = lay_over(merged, checked(_read_yaml(Path(file)), packages, file), file)
+    return merged
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -162,40 +166,6 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         kind = type(content).__name__
         raise ConfigError(f"{path} must hold keys and values, got {kind}; see configs/slot_attention/scenes.yaml.")
     return content
-
-
-def _checked(value: Any, packages: Sequence[str], place: str) -> Any:
-    """The same values, builders' short names completed. Raises ConfigError at a string that could name foreign code."""
-    if isinstance(value, Mapping):
-        return {
-            key: _complete(key, _checked(item, packages, f"{place}: {key}")) for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_checked(item, packages, place) for item in value]
-    if isinstance(value, str):
-        _checked(_structure(value), packages, place)  # a part may be written as YAML inside a string
-        package = value.partition(".")[0]
-        if _DOTTED_NAME.fullmatch(value) and package not in {"ocl", *(name.partition(".")[0] for name in packages)}:
-            raise ConfigError(
-                f"{place}: {value} is not part of ocl; if you trust that package, pass --import {package}; "
-                f"if it is a file, write ./{value}."
-            )
-    return value
-
-
-def _structure(text: str) -> Mapping[str, Any] | list[Any] | None:
-    """The mapping or list that a string holds as YAML; None for any other string."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return None
-    return value if isinstance(value, (Mapping, list)) else None
-
-
-def _complete(key: str, value: Any) -> Any:
-    """A builder's short name -> its path; classes need none, jsonargparse finds them by name."""
-    named = key in ("class_path", "model") and isinstance(value, str) and value in ocl.models.__all__
-    return f"ocl.models.{value}" if named else value
 
 
 def _path(part: type) -> str:

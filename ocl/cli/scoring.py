@@ -15,7 +15,7 @@ from ocl.cli.experiment import Experiment
 from ocl.data import Dataset
 from ocl.evaluate.curves import read_curves
 from ocl.evaluate.discovery import Discovery, evaluate, score_baselines
-from ocl.evaluate.report import Picture, environment, write_report
+from ocl.evaluate.report import Picture, Section, environment, write_report
 from ocl.evaluate.tables import print_tables, score_tables
 from ocl.models import SlotAutoencoder
 from ocl.vis.panels import panel
@@ -63,6 +63,7 @@ def report(
     log: Path | None = None,
     configuration: str = "",
     more: Sequence[Picture] = (),
+    sections: Sequence[Section] = (),
 ) -> tuple[Discovery, dict[str, dict[str, float]]]:
     """Score a model and the trivial baselines, print the tables, write FOLDER/report.html, scores.json and panel.png.
 
@@ -90,6 +91,7 @@ def report(
         summary=summary,
         tables=tables,
         panels=[Picture(picture, "Held-out images: each row one image, each colour one slot."), *more],
+        sections=sections,
         curves=read_curves(log) if log is not None and log.is_file() else (),
         configuration=configuration,
         notes=environment(),

@@ -46,7 +46,7 @@ def train(experiment: Experiment, run: Path, *, resume: bool = False, on: str = 
     model, data, losses = experiment.model(), experiment.data(), experiment.losses()
     if training.start_from is not None and not (resume and latest(run)):
         fill(model, training.start_from)
-    _claim(run, experiment.text, resume=resume)
+    claim(run, experiment.text, resume=resume)
     return fit(
         LocalEngine(model, training, device=place),
         losses,
@@ -58,7 +58,7 @@ def train(experiment: Experiment, run: Path, *, resume: bool = False, on: str = 
     )
 
 
-def _claim(run: Path, text: str, *, resume: bool) -> None:
+def claim(run: Path, text: str, *, resume: bool) -> None:
     """Write the resolved config into a new run, or see that it is the one the run was started with."""
     path = run / CONFIG
     if path.exists() and not resume:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ Line = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """Lines over training steps under one title: name -> (step, value) in rising order of steps, all values finite."""
+    """Lines under one title: name -> (step, value) in rising order of steps, all values finite. across: what the steps are."""
 
     title: str
     lines: Mapping[str, Line]
+    across: str = "step"
 
 
 def read_curves(log: Path, *, leave_out: Collection[str] = ("samples",)) -> list[Curve]:
@@ -55,7 +57,7 @@ def curve_html(curve: Curve) -> str:
         return tag("p", f"{curve.title}: no values", class_="soft")
     across, up = ticks(*_range([x for x, _ in points])), ticks(*_range([y for _, y in points]))
     colours = ["#" + bytes(colour.tolist()).hex() for colour in slot_colours(len(curve.lines))]
-    parts, legend = _axes(across, up), []
+    parts, legend = _axes(across, up, curve.across), []
     for (name, line), colour in zip(curve.lines.items(), colours, strict=True):
         spots = [(_place(x, across, LEFT, WIDTH - RIGHT), _place(y, up, HEIGHT - BOTTOM, TOP)) for x, y in _thin(line)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
@@ -121,7 +123,7 @@ def _thin(line: Line) -> Line:
     return line if stride == 1 else [*line[:-1:stride], line[-1]]
 
 
-def _axes(across: Sequence[float], up: Sequence[float]) -> list[str]:
+def _axes(across: Sequence[float], up: Sequence[float], name: str) -> list[str]:
     parts = []
     for value in up:
         y = _place(value, up, HEIGHT - BOTTOM, TOP)
@@ -130,5 +132,5 @@ def _axes(across: Sequence[float], up: Sequence[float]) -> list[str]:
     for value in across:
         x = _place(value, across, LEFT, WIDTH - RIGHT)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:.6g}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">step</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(name)}</text>')
     return parts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ocl.interfaces import SlotInit
 from ocl.models.autoencoder import SlotAutoencoder
+from ocl.nn.draws import generators, named_generator
 from ocl.types import Batch, Output
 
 MaskSource = Literal["slots", "decoder"]
@@ -39,19 +39,9 @@ def run(model: SlotAutoencoder, batch: Batch, *, names: Sequence[str], seed: int
 def slot_noise(init: SlotInit, names: Sequence[str], *, seed: int) -> Tensor:
     """Standard normal noise for the slots of each named image, float32 [B, K, slot_dim]; equal names get equal noise."""
     shape = (init.num_slots, init.slot_dim)
-    return torch.stack([torch.randn(shape, generator=_generator(seed, name)) for name in names])
-
-
-def generators(names: Sequence[str], *, seed: int, purpose: str) -> list[torch.Generator]:
-    """One generator for each named image; equal names, seeds and purposes give equal draws."""
-    return [_generator(seed, f"{name} {purpose}") for name in names]
+    return torch.stack([torch.randn(shape, generator=named_generator(name, seed=seed)) for name in names])
 
 
 def masks_of(output: Output, source: MaskSource) -> Tensor | None:
     """Soft masks [B, K, h, w] of the slot module or of the decoder; None where the decoder draws none."""
     return output.slots.maps() if source == "slots" else output.decoding.masks
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -30,6 +30,16 @@ class Picture:
     caption: str
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of a report beyond its scores: paragraphs, curves and pictures under a title."""
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    curves: Sequence[Curve] = ()
+    pictures: Sequence[Picture] = ()
+
+
 def write_report(
     path: Path,
     *,
@@ -37,6 +47,7 @@ def write_report(
     summary: str = "",
     tables: Sequence[Table] = (),
     panels: Sequence[Picture] = (),
+    sections: Sequence[Section] = (),
     curves: Sequence[Curve] = (),
     configuration: str = "",
     notes: Mapping[str, str] | None = None,
@@ -53,10 +64,12 @@ def write_report(
     for table in tables:
         parts += [tag("h2", table.title), table_html(table)]
     if panels:
-        pictures = "".join(figure(panel.picture, panel.caption) for panel in panels)
-        parts += [tag("h2", "Masks"), wrap("div", pictures, class_="panels")]
+        parts += [tag("h2", "Masks"), _pictures(panels)]
+    for section in sections:
+        parts += [tag("h2", section.title), *(tag("p", text) for text in section.paragraphs)]
+        parts += [_curves(section.curves), _pictures(section.pictures)]
     if curves:
-        parts += [tag("h2", "Training"), wrap("div", "".join(map(curve_html, curves)), class_="curves")]
+        parts += [tag("h2", "Training"), _curves(curves)]
     if configuration:
         parts += [tag("h2", "Configuration"), tag("pre", configuration)]
     if notes:
@@ -80,6 +93,14 @@ def environment(argv: Sequence[str] | None = None) -> dict[str, str]:
         "Processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "Accelerator": ", ".join(devices) or "none",
     }
+
+
+def _pictures(panels: Sequence[Picture]) -> str:
+    return wrap("div", "".join(figure(panel.picture, panel.caption) for panel in panels), class_="panels")
+
+
+def _curves(curves: Sequence[Curve]) -> str:
+    return wrap("div", "".join(map(curve_html, curves)), class_="curves")
 
 
 def _processor() -> str:

@@ -79,6 +79,16 @@ def table_html(table: Table) -> str:
     return wrap("div", wrap("table", caption + head + wrap("tbody", "".join(rows))), class_="scroll")
 
 
+def table_markdown(table: Table) -> str:
+    """The table in Markdown with its caption; the best of each column is bold."""
+    lines = [["", *table.columns], ["---", *["---:"] * len(table.columns)]]
+    for row in table.rows:
+        cells = [(table.cell(row, column), table.is_best(row, column)) for column in table.columns]
+        lines.append([row, *(f"**{text}**" if best else text for text, best in cells)])
+    drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{drawn}\n\n{table.caption}" if table.caption else drawn
+
+
 def table_json(table: Table) -> dict[str, Any]:
     """The table as plain values for JSON; a score that could not be computed is null."""
     rows = {

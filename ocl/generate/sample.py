@@ -12,8 +12,7 @@ from torch import Tensor
 from ocl.decoders import LatentDiffusion
 from ocl.decoders.diffusion.pipeline import import_diffusers, quiet_diffusers
 from ocl.errors import ConfigError
-from ocl.evaluate.inference import generators
-from ocl.nn.draws import normal
+from ocl.nn.draws import generators, normal
 from ocl.types import Randomness, Slots
 
 Sampler = Literal["ddim", "dpm++"]

@@ -14,7 +14,7 @@ from ocl.types import Mismatch, Step
 
 @final
 class ContrastiveAlignment(Loss):
-    """- weight * mean over the batch of the error under mismatched slots; zero in the warm-up. Trains slots, never the decoder.
+    """- weight * mean over the batch of the error under mismatched slots; zero in the warm-up. Trains slots, not the decoder.
 
     The gap between both errors stands in for the information that slots and image share. Unbounded: keep the weight small.
     Defaults are those of the published code (weight 0.03 on COCO, 0.05 elsewhere), in which a negative may equal its positive.
@@ -26,6 +26,7 @@ class ContrastiveAlignment(Loss):
         swap: "independent" draws for each slot (published), "exact" swaps floor(K * rate) slots of each image, at least one,
             "complementary" lets partners exchange the same slots, so that every slot is in exactly one of both mixtures.
         pairing: "halves" pairs image i with i + B / 2 (published), "ring" image i with i + 1, which share one noise.
+        stop_gradient: false lets this term reach the decoder, which then learns to be wrong: an ablation of the paper.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ContrastiveAlignment(Loss):
         rate: float = 0.5,
         swap: Literal["independent", "exact", "complementary"] = "independent",
         pairing: Literal["halves", "ring"] = "halves",
+        stop_gradient: bool = True,
     ) -> None:
         super().__init__()
         if not (math.isfinite(weight) and weight > 0):
@@ -47,8 +49,8 @@ class ContrastiveAlignment(Loss):
         if warmup_steps < 0:
             raise ConfigError(f"ContrastiveAlignment.warmup_steps must be 0 or more, got {warmup_steps}.")
         self.weight, self.warmup_steps = weight, warmup_steps
-        self._waiting = Mismatch(rate, swap, pairing, decode=False)
-        self._decoding = Mismatch(rate, swap, pairing)
+        self._waiting = Mismatch(rate, swap, pairing, decode=False, stop_gradient=stop_gradient)
+        self._decoding = Mismatch(rate, swap, pairing, stop_gradient=stop_gradient)
 
     def mismatch(self, index: int) -> Mismatch:
         """Partners share noise from the start; swapped slots are decoded once the warm-up is over."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import final
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from ocl.errors import ConfigError, ShapeError
 from ocl.interfaces import ContrastiveDecoder, Decoder, Encoder, SlotInit, SlotModule
+from ocl.models.card import ModelCard
 from ocl.slots.mismatch import shared_noise, swapped
 from ocl.types import Batch, Decoding, Features, Mismatch, Output, Randomness, Slots
 
@@ -50,6 +53,39 @@ class SlotAutoencoder(nn.Module):
         own = generator if isinstance(generator, torch.Generator) else None
         return features, self.slot_module(features, self.init(len(image), generator=own, noise=noise))
 
+    def save_pretrained(self, folder: Path | str, *, card: ModelCard | None = None) -> Path:
+        """Write config.json, model.safetensors (what is trained, and registers) and README.md, the model card."""
+        from ocl.models import hub
+
+        return hub.save_pretrained(self, folder, card=card)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Path | str,
+        *,
+        packages: Sequence[str] = (),
+        replace: Mapping[str, str] | None = None,
+        revision: str | None = None,
+        local_files_only: bool | None = None,
+        cache_dir: Path | str | None = None,
+    ) -> SlotAutoencoder:
+        """The model of such a folder, or of a hub repository; see `ocl.models.hub.from_pretrained` for options and errors."""
+        from ocl.models import hub
+
+        return hub.from_pretrained(
+            source, packages=packages, replace=replace, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir
+        )
+
+    def push_to_hub(
+        self, repo: str, *, card: ModelCard | None = None, private: bool = False, token: str | None = None,
+        message: str = "Upload model",
+    ) -> str:  # fmt: skip
+        """Write the same files into a hub repository (owner/name); returns the address of the commit."""
+        from ocl.models import hub
+
+        return hub.push_to_hub(self, repo, card=card, private=private, token=token, message=message)
+
     def _decode(self, slots: Slots, batch: Batch, features: Features, generator: Randomness, mismatch: Mismatch | None) -> Decoding:
         if mismatch is None or not mismatch.decode:
             return self.decoder(slots, batch, features, generator=generator)
@@ -57,7 +93,8 @@ class SlotAutoencoder(nn.Module):
             name = type(self.decoder).__name__
             raise ConfigError(f"{name} decodes no slots of other images; leave ContrastiveAlignment out of the losses.")
         contrast = swapped(slots, mismatch, generator)
-        return self.decoder(slots, batch, features, generator=generator, contrast=contrast)
+        stop = mismatch.stop_gradient
+        return self.decoder(slots, batch, features, generator=generator, contrast=contrast, stop_gradient=stop)
 
 
 def _check_width(name: str, width: int, other_name: str, other: int) -> None:

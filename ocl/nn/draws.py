@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,6 +25,17 @@ def uniform(shape: Sequence[int], randomness: Randomness, *, device: torch.devic
 def integers(high: int, batch_size: int, randomness: Randomness, *, device: torch.device) -> Tensor:
     """One number in 0 ... high - 1 per image, int64 [B]."""
     return _draw(lambda shape, **options: torch.randint(high, tuple(shape), **options), [batch_size], randomness, device)
+
+
+def named_generator(name: str, *, seed: int) -> torch.Generator:
+    """A generator that follows from a name and a seed alone."""
+    digest = hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def generators(names: Sequence[str], *, seed: int, purpose: str) -> list[torch.Generator]:
+    """One generator for each named image; equal names, seeds and purposes give equal draws."""
+    return [named_generator(f"{name} {purpose}", seed=seed) for name in names]
 
 
 def _draw(draw: Callable[..., Tensor], shape: Sequence[int], randomness: Randomness, device: torch.device) -> Tensor:

@@ -168,6 +168,30 @@ def test_an_edit_that_cannot_be_made_says_why(drawn_run, pictures, tmp_path, wor
     assert message in capsys.readouterr().err
 
 
+def test_evaluation_looks_into_the_decoder(drawn_run, tmp_path, capsys):
+    words = ["--analysis", "--analysis_images", "2", "--analysis_timesteps", "2", "--analysis_steps", "1", "--no_baselines"]
+    assert main(["evaluate", str(drawn_run), *words, "--out", str(tmp_path), "--device", "cpu"]) == 0
+    content = json.loads((tmp_path / "analysis.json").read_text())
+    assert content["images"] == ["scenes/plain/test/0", "scenes/plain/test/1"] and content["attention"]["num_registers"] == 77
+    report = (tmp_path / "report.html").read_text()
+    assert "Looking into the decoder" in report and "Attention on 77 registers" in report and "log signal-to-noise ratio" in report
+    assert pixels(tmp_path / "analysis" / "drawings_0.png").shape == (2 * 68 + 4, 5 * 68 + 4, 3)
+    assert "nats per image" in capsys.readouterr().out
+
+
+def test_only_latent_diffusion_decoders_are_looked_into(tiny_run, tmp_path, capsys):
+    assert main(["evaluate", str(tiny_run), "--analysis", "--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert "has a PatchMLP; an analysis looks into latent-diffusion decoders only" in capsys.readouterr().err
+
+
 def test_a_model_that_draws_no_images_from_noise_is_refused(tiny_run, pictures, tmp_path, capsys):
     assert draw("reconstruct", tiny_run, pictures, tmp_path) == 2
     assert "has a PatchMLP; only latent-diffusion decoders draw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["coda", "slotadapt"])
+def test_a_pipeline_that_is_missing_is_named_however_deep_it_stands_in_the_config(tmp_path, tiny_pipeline, name, capsys):
+    path = config(tmp_path, tiny_pipeline, name)
+    path.write_text(path.read_text().replace(str(tiny_pipeline("sd")), str(tmp_path / "nowhere")))
+    assert main(["train", "--config", str(path), "--run", str(tmp_path / "run")]) == 2
+    assert f"CheckpointError: the pipeline folder {tmp_path / 'nowhere'} is missing" in capsys.readouterr().err

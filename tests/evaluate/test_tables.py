@@ -6,7 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from ocl.evaluate.tables import Table, print_tables, score_tables, table_html, table_json
+from ocl.evaluate.tables import Table, print_tables, score_tables, table_html, table_json, table_markdown
 
 OURS = {"slots": {"FG-ARI[coda]": 0.9, "mBO_i[coda]": 0.5, "mBO_i[oclf]": 0.51}}
 BASELINES = {"grid": {"FG-ARI[coda]": 0.61, "mBO_i[coda]": 0.5004, "mBO_i[oclf]": math.nan}}
@@ -51,3 +51,10 @@ def test_the_terminal_shows_every_name_and_number_at_any_width(width):
     for word in ("this model, decoder masks", "[red]markup", "[slotdiffusion]", *names, *numbers):
         assert word in text
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_table_is_written_in_markdown_with_the_best_in_bold():
+    table = Table("T", {"a": {"x": 0.5, "y": math.nan}, "b": {"x": 0.25, "y": 1.0}}, caption="Two rows.")
+    assert table_markdown(table).splitlines() == [
+        "|  | x | y |", "| --- | ---: | ---: |", "| a | **0.500** | - |", "| b | 0.250 | **1.000** |", "", "Two rows.",
+    ]  # fmt: skip

@@ -88,6 +88,25 @@ def test_contrast_works_for_any_batch_and_trains_slots_alone(tiny_pipeline, buil
         assert model.slot_module.to_v.weight.grad.any()
 
 
+@pytest.mark.parametrize("builder", [coda, slotadapt])
+def test_without_the_stop_the_contrastive_term_trains_the_decoder_too_and_slots_as_before(tiny_pipeline, builder, tolerance):
+    parts = {} if builder is coda else {"decoder": _adapted(tiny_pipeline("sd"))}
+    model = small(builder, tiny_pipeline("sd"), **parts).eval()
+    gradients = {}
+    for stop in (True, False):
+        loss = ContrastiveAlignment(weight=0.5, warmup_steps=0, stop_gradient=stop)
+        output = model(batch(), generator=torch.Generator().manual_seed(0), mismatch=loss.mismatch(0))
+        model.zero_grad()
+        value = loss(Step(batch(), output))
+        value.backward()
+        gradients[stop] = {name: each.grad for name, each in model.named_parameters() if each.grad is not None} | {"": value}
+    decoder = [name for name in gradients[False] if name.startswith("decoder.")]
+    assert decoder and all(name not in gradients[True] or not gradients[True][name].any() for name in decoder)
+    assert any(gradients[False][name].any() for name in decoder)
+    for name in gradients[True].keys() - set(decoder):
+        torch.testing.assert_close(gradients[False][name], gradients[True][name], **tolerance[torch.float32])
+
+
 def _adapted(folder):
     from ocl.decoders.diffusion import AdaptedUNet, PooledSlots
 
@@ -130,6 +149,15 @@ def test_guidance_reads_the_adapters_masks(tiny_pipeline):
 def test_images_that_latents_do_not_divide_are_refused(tiny_pipeline):
     with pytest.raises(ShapeError, match="image sides divisible by 2"):
         small(coda, tiny_pipeline("sd"))(Batch(torch.rand(1, 3, 15, 16)))
+
+
+def test_registers_can_be_left_out_of_coda(tiny_pipeline):
+    from ocl.decoders.diffusion import NoRegisters
+
+    model = small(coda, tiny_pipeline("sd"), registers=NoRegisters(), drop_rate=0.9).train()
+    assert model.decoder.conditioner.registers is None
+    output = model(batch(8), generator=torch.Generator().manual_seed(0))
+    assert output.decoding.error().isfinite().all()
 
 
 def test_parts_of_two_pipelines_are_refused(tiny_pipeline, tmp_path):

@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from ocl.decoders.diffusion.registers import NoRegisters
 from ocl.errors import ShapeError
 from ocl.interfaces import Conditioner, RegisterBank
 from ocl.types import Conditioning, Slots
@@ -17,12 +18,12 @@ class SlotTokens(Conditioner):
     """Slots stand where prompt tokens stood (Stable-LSD: Jiang et al. 2023), with registers beside them (CODA) or without.
 
     Args:
-        registers: tokens for the whole batch; None for none.
+        registers: tokens for the whole batch; None or NoRegisters for none.
     """
 
     def __init__(self, registers: RegisterBank | None = None) -> None:
         super().__init__()
-        self.registers = registers
+        self.registers = None if isinstance(registers, NoRegisters) else registers
 
     def forward(self, slots: Slots) -> Conditioning:
         """Slots of the denoiser's width -> the same slots, those that are not active masked, and the registers."""

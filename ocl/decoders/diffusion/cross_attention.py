@@ -44,8 +44,8 @@ class Pass:
 
     @contextmanager
     def recording(self, names: Sequence[str]) -> Iterator[None]:
-        """Inside, the named layers put their maps into `maps`, anew at every pass."""
-        before, self.recorded = self.recorded, frozenset(names)
+        """Inside, the named layers put their maps into `maps`, anew at every pass, as those do that are recorded already."""
+        before, self.recorded = self.recorded, self.recorded | frozenset(names)
         try:
             yield
         finally:
@@ -174,6 +174,18 @@ def cross_attentions(model: nn.Module) -> dict[str, Any]:
         raise ConfigError(f"{type(model).__name__} has no cross-attention layers (attn2); slots cannot reach it.")
     order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0].partition(".")[0], 0)))  # sorting is stable
+
+
+@contextmanager
+def recording_maps(model: nn.Module) -> Iterator[Pass]:
+    """Inside, `maps` of what it yields holds the attention to slots, [B, K, M] each, of every layer of the last pass.
+
+    What is missing from 1 in the sum over K went to the registers. Empty for a model in which no layer has a SlotCrossAttention.
+    """
+    processors = [found for layer in model.modules() if isinstance(found := getattr(layer, "processor", None), SlotCrossAttention)]
+    state = processors[0].state if processors else Pass()
+    with state.recording([processor.name for processor in processors]):
+        yield state
 
 
 def train_projections(attn: Any, names: Sequence[Projection]) -> None:

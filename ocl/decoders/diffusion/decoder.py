@@ -80,10 +80,12 @@ class LatentDiffusion(ContrastiveDecoder):
         *,
         generator: Randomness = None,
         contrast: Slots | None = None,
+        stop_gradient: bool = True,
         draws: Draws | None = None,
     ) -> Decoding:
         """Slots of width slot_dim and images whose sides the autoencoder divides -> prediction and target [B, C, h, w].
 
+        stop_gradient: false decodes `contrast` in a plain pass of its own, whose gradient reaches the denoiser as well.
         draws: the random numbers to use in place of drawing them from `generator`.
         """
         if slots.vectors.shape[-1] != self.slot_dim:
@@ -97,8 +99,12 @@ class LatentDiffusion(ContrastiveDecoder):
         conditioning = self.conditioner(slots if draws.kept is None else drop_slots(slots, draws.kept))
         wrong = None if contrast is None else self.conditioner(contrast)
         noisy, time = self.schedule.add_noise(clean, noise, draws.level), self.schedule.time[draws.level]
+        target = self.schedule.target(clean, noise, draws.level)
+        if wrong is not None and not stop_gradient:
+            found, other = (self.denoiser(noisy, time, each) for each in (conditioning, wrong))
+            return Decoding(found.prediction, target, found.maps, other.prediction)
         found = self.denoiser(noisy, time, conditioning, wrong)
-        return Decoding(found.prediction, self.schedule.target(clean, noise, draws.level), found.maps, found.contrast)
+        return Decoding(found.prediction, target, found.maps, found.contrast)
 
     def draw(self, batch: Batch, generator: Randomness) -> Draws:
         """The random numbers of one pass. Slots are dropped only while training."""

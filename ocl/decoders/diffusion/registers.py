@@ -73,6 +73,22 @@ class LearnedRegisters(RegisterBank):
         return self.table
 
 
+@final
+class NoRegisters(RegisterBank):
+    """No token at all, for builders whose default is a null prompt: the denoiser attends to slots alone."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 0
+        self.register_buffer("table", torch.empty(0, self.width), persistent=False)
+
+    def forward(self) -> Tensor:
+        """[0, 0]."""
+        return self.table
+
+
 @torch.no_grad()
 def null_prompt(weights: str, *, local_files_only: bool | None = None) -> Tensor:
     """The empty prompt as tokens [R, C] of the pipeline's own text encoder, float32. XL: both encoders side by side.

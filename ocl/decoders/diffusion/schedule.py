@@ -59,6 +59,25 @@ class NoiseSchedule(nn.Module):
             return clean
         return signal * noise - amount * clean if self.prediction == "v_prediction" else noise - clean
 
+    def as_noise(self, prediction: Tensor, noisy: Tensor, level: Tensor) -> Tensor:
+        """The noise eps that a prediction of any kind stands for, given the noisy latents it was made from.
+
+        signal * v + noise * noisy = (signal^2 + noise^2) * eps; noisy + signal * flow = (signal + noise) * eps. Infinite or NaN
+        where the kind cannot tell: "sample" at a level without noise.
+        """
+        signal, amount = self._at(level, noisy)
+        if self.prediction == "epsilon":
+            return prediction
+        if self.prediction == "sample":
+            return (noisy - signal * prediction) / amount
+        if self.prediction == "v_prediction":
+            return (signal * prediction + amount * noisy) / (signal.square() + amount.square())
+        return (noisy + signal * prediction) / (signal + amount)
+
+    def log_snr(self) -> Tensor:
+        """log(signal^2 / noise^2) of every level, float64 [levels], falling; -inf at a level without signal."""
+        return 2 * (self.signal.double().log() - self.noise.double().log())
+
     def _at(self, level: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         signal, noise = (table[level].to(like.dtype).view(-1, 1, 1, 1) for table in (self.signal, self.noise))
         return signal, noise
