@@ -9,6 +9,7 @@ import torch
 
 from ocl.cli import experiment as experiments
 from ocl.cli.experiment import Experiment
+from ocl.cli.gallery import gallery
 from ocl.cli.options import add_device, command, device, existing
 from ocl.cli.scoring import MASKS, report
 from ocl.cli.segment import trained_size
@@ -16,6 +17,7 @@ from ocl.cli.train import train
 from ocl.data import Dataset
 from ocl.data.decode import read_image
 from ocl.data.folder import list_images
+from ocl.decoders import LatentDiffusion
 from ocl.errors import ConfigError
 from ocl.evaluate.discovery import Discovery, evaluate
 from ocl.evaluate.report import Picture
@@ -24,7 +26,7 @@ from ocl.models import SlotAutoencoder
 from ocl.train import load_model
 from ocl.train.checkpoint import fill
 
-SUMMARY = "A slot autoencoder trained from pixels alone, without labels, beside segmenters that learn nothing."
+SUMMARY = "A slot model trained without labels, beside segmenters that learn nothing."
 SCORES = ("FG-ARI[coda]", "mBO_i[coda]")
 
 
@@ -52,11 +54,14 @@ def main(argv: Sequence[str]) -> int:
     if known.photos is not None:
         size = trained_size(experiment.text)
         photos = segment_photos(model, known.photos, known.run / "photos", image_size=size, device=place)
+    draws = isinstance(model.decoder, LatentDiffusion)
+    drawn = [gallery(model, held_out, known.run, device=place)] if draws else []
     found, baselines = report(
         model, held_out, known.run,
         title="Object-centric learning in ten minutes",
         summary=SUMMARY + (f" It started from {start}, trained on such scenes before." if start is not None else ""),
         protocols=["coda"], device=place, earlier=earlier, log=known.run / "log.jsonl", configuration=experiment.text, more=photos,
+        sections=drawn,
     )
     print(verdict(found, baselines))
     print(f"open {known.run / 'report.html'}")

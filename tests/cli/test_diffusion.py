@@ -7,9 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ocl.cli import gallery
 from ocl.cli.experiment import read_run
 from ocl.cli.main import main
+from ocl.data.decode import read_image
 from ocl.train.checkpoint import latest, load_model
+from ocl.types import Slots
+from ocl.vis.grid import GAP
 
 CODA = """
 losses:
@@ -195,3 +199,20 @@ def test_a_pipeline_that_is_missing_is_named_however_deep_it_stands_in_the_confi
     path.write_text(path.read_text().replace(str(tiny_pipeline("sd")), str(tmp_path / "nowhere")))
     assert main(["train", "--config", str(path), "--run", str(tmp_path / "run")]) == 2
     assert f"CheckpointError: the pipeline folder {tmp_path / 'nowhere'} is missing" in capsys.readouterr().err
+
+
+def test_the_demo_of_a_diffusion_decoder_draws_what_its_slots_hold(tmp_path, tiny_pipeline):
+    run = tmp_path / "demo"
+    assert main(["demo", "--config", str(config(tmp_path, tiny_pipeline, "coda")), "--run", str(run)]) == 0
+    report = (run / "report.html").read_text()
+    assert gallery.TITLE in report
+    shapes = {name: read_image(run / f"{name}.png").shape for name in ("reconstructions", "compositions", "edits")}
+    side = 64 + GAP
+    assert shapes["reconstructions"][1:] == (6 * side + GAP, 6 * side + GAP)  # 6 images; itself, slots, drawn, and 3 slots alone
+    assert shapes["compositions"][1:] == (2 * side + GAP, 6 * side + GAP) and shapes["edits"][1] == 3 * side + GAP
+
+
+def test_the_object_that_is_removed_is_the_smallest_that_is_there():
+    cells = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    attn = torch.nn.functional.one_hot(cells, 4).T[None].float()
+    assert gallery.smallest_object(Slots(torch.zeros(1, 4, 2), attn, (10, 10))) == 2
