@@ -16,6 +16,7 @@ COMMANDS = {
     "reconstruct": "draw images again from their slots, all together or one by one",
     "compose": "draw scenes whose slots come from several images",
     "edit": "remove, replace, add or move an object by its slot",
+    "export": "write a run's model in the layout of the hub, or of published CODA checkpoints",
     "describe": "show a config or run: parts, parameters, kernels",
     "data": "preview or check a dataset",
     "bench": "measure the operators beside every other way to compute the same",
