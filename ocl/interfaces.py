@@ -42,6 +42,7 @@ class Encoder(nn.Module, metaclass=Part):
     """Image [B, 3, H, W] in [0, 1] -> Features. Owns its normalisation, resizing and freezing."""
 
     width: int  # D of the tokens it returns
+    made_with: dict[str, Any]
 
     @abstractmethod
     def forward(self, image: Tensor) -> Features: ...
@@ -75,6 +76,7 @@ class Decoder(nn.Module, metaclass=Part):
     """
 
     slot_dim: int
+    made_with: dict[str, Any]
 
     @abstractmethod
     def forward(self, slots: Slots, batch: Batch, features: Features, *, generator: Randomness = None) -> Decoding: ...
@@ -103,6 +105,7 @@ class RegisterBank(nn.Module, metaclass=Part):
     """Tokens [R, C] that stand beside the slots for the whole batch and soak up attention that belongs to no slot."""
 
     width: int  # C
+    made_with: dict[str, Any]
 
     @abstractmethod
     def forward(self) -> Tensor: ...

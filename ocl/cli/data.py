@@ -11,6 +11,7 @@ from ocl.cli import experiment as experiments
 from ocl.cli.options import command
 from ocl.data import Dataset
 from ocl.data.check import check_dataset
+from ocl.models.names import instantiate
 from ocl.vis.png import write_png
 from ocl.vis.sheet import contact_sheet
 
@@ -37,4 +38,4 @@ def read_data(words: Sequence[str], *, prog: str, packages: Sequence[str] = ()) 
     parser.add_argument("--config", action="config", help="a YAML file with a `data` key")
     parser.add_argument("--data", type=Dataset, required=True)
     config = experiments.parse(parser, words, packages=packages)
-    return parser.instantiate(config).data
+    return instantiate(parser, config).data

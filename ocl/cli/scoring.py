@@ -94,6 +94,6 @@ def report(
         sections=sections,
         curves=read_curves(log) if log is not None and log.is_file() else (),
         configuration=configuration,
-        notes=environment(),
+        notes=environment() | {"Data": f"{type(data).__name__}, {found.images} images"},
     )
     return found, baselines

@@ -71,7 +71,7 @@ def coda_model(folder: Path | str, *, weights: str | None = None, encoder: Encod
         raise CheckpointError(f"{folder}: its whole U-Net was trained, which is not supported; cross-attention projections are.")
     denoiser = LatentUNet(weights, trained=trained)
     _load_unet(denoiser, folder / UNET)
-    registers = coda_registers(folder)
+    registers = coda_registers(folder, weights=weights)
     if registers.width != denoiser.context_dim:
         raise CheckpointError(
             f"{folder}: its registers have width {registers.width}, the U-Net of {weights} takes {denoiser.context_dim}; "
@@ -83,8 +83,11 @@ def coda_model(folder: Path | str, *, weights: str | None = None, encoder: Encod
     return SlotAutoencoder(encoder or _encoder(sizes, folder), init, module, decoder)
 
 
-def coda_registers(folder: Path | str) -> RegisterBank:
-    """The registers of a published CODA checkpoint; no text encoder is needed. Raises CheckpointError like `coda_model`."""
+def coda_registers(folder: Path | str, *, weights: str | None = None) -> RegisterBank:
+    """The registers of a published CODA checkpoint; no text encoder is needed. Raises CheckpointError like `coda_model`.
+
+    weights: the pipeline whose null prompt they are, if the model is to be saved in the hub's layout.
+    """
     folder = Path(folder) / ENCODER
     state, sizes = _read_safetensors(folder / TENSORS), _read_json(folder / SIZES)
     number, null = sizes["num_registers"], state.get("null_embedding")
@@ -93,7 +96,8 @@ def coda_registers(folder: Path | str) -> RegisterBank:
     if number == 0:
         raise CheckpointError(f"{folder}: it has a learned negative prompt and no registers, which is not supported.")
     if number < 0:
-        return NullPrompt.stored(null[0] if number == -1 else null[0, sizes["slot_n_slots"] :])
+        skip = 0 if number == -1 else int(sizes["slot_n_slots"])
+        return NullPrompt.stored(null[0, skip:], weights=weights, skip=skip)
     bank = LearnedRegisters(number, null.shape[2])
     _load(bank, {"table": state["register_tokens"][0]} if "register_tokens" in state else {}, folder)
     return bank

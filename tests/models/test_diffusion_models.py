@@ -5,12 +5,13 @@ import torch
 
 from ocl.decoders import LatentDiffusion, PatchMLP
 from ocl.decoders.diffusion import LatentUNet, SlotTokens
+from ocl.decoders.diffusion.decoder import drop_slots
 from ocl.encoders import CNN
 from ocl.errors import ConfigError, ShapeError
 from ocl.losses import ContrastiveAlignment, MaskGuidance, Reconstruction
 from ocl.models import coda, slot_attention, slotadapt, stable_lsd
 from ocl.slots import SlotAttention
-from ocl.types import Batch, Mismatch, Step
+from ocl.types import Batch, Mismatch, Slots, Step
 
 
 def trained(module):
@@ -86,6 +87,39 @@ def test_contrast_works_for_any_batch_and_trains_slots_alone(tiny_pipeline, buil
     assert all(value.grad is None or not value.grad.any() for value in model.decoder.parameters())
     if builder is coda:
         assert model.slot_module.to_v.weight.grad.any()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_contrastive_loss_leaves_the_decoder_s_gradients_bit_identical(tiny_pipeline, learned):
+    from ocl.decoders.diffusion import LearnedRegisters
+
+    registers = LearnedRegisters(5, 32) if learned else None
+    model = small(coda, tiny_pipeline("sd"), registers=registers).train()
+    gradients = []
+    for weight in (1e-30, 0.5):
+        losses = [Reconstruction(), ContrastiveAlignment(weight=weight, warmup_steps=0)]
+        output = model(batch(4), generator=torch.Generator().manual_seed(0), mismatch=losses[1].mismatch(0))
+        model.zero_grad()
+        sum(loss(Step(batch(4), output)) for loss in losses).backward()
+        gradients.append({name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None})
+    decoder = [name for name in gradients[0] if name.startswith("decoder.")]
+    assert len(decoder) == len([value for value in model.decoder.parameters() if value.requires_grad]) > 0
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in decoder)
+    assert not torch.equal(gradients[0]["slot_module.to_v.weight"], gradients[1]["slot_module.to_v.weight"])
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd_v"])
+def test_dropping_all_slots_is_the_pipeline_s_own_empty_prompt(tiny_pipeline, kind, tolerance):
+    import diffusers
+
+    decoder = small(coda, tiny_pipeline(kind)).decoder
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tiny_pipeline(kind), safety_checker=None, feature_extractor=None)
+    empty, _ = pipeline.encode_prompt("", "cpu", 1, False)
+    noisy, time = torch.randn(2, 4, 8, 8), torch.tensor([7, 800])
+    expected = pipeline.unet(noisy, time, encoder_hidden_states=empty.expand(2, -1, -1)).sample
+    slots = Slots(torch.randn(2, 3, 32), torch.full((2, 3, 4), 1 / 3), (2, 2))
+    found = decoder.denoiser(noisy, time, decoder.conditioner(drop_slots(slots, torch.tensor([False, False])))).prediction
+    torch.testing.assert_close(found, expected, **tolerance[torch.float32])
 
 
 @pytest.mark.parametrize("builder", [coda, slotadapt])

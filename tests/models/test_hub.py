@@ -311,3 +311,16 @@ def test_published_weights_become_the_base_model():
         text = card_text(ModelCard(), describe(coda(num_slots=6)))
     base = yaml.safe_load(text.split("---\n")[1])["base_model"]
     assert base == ["stable-diffusion-v1-5/stable-diffusion-v1-5"]
+
+
+def test_an_imported_checkpoint_of_others_is_saved_in_the_hub_s_layout(tiny_pipeline, tmp_path):
+    from ocl.models.exporters import export_coda
+    from ocl.models.importers import coda_model
+
+    sd = str(tiny_pipeline("sd"))
+    made = coda(weights=sd, num_slots=3, slot_dim=8, encoder=CNN(8, stride=4))
+    export_coda(made, tmp_path / "official", weights=sd, grid=8)
+    imported = coda_model(tmp_path / "official", encoder=made.encoder)
+    again = SlotAutoencoder.from_pretrained(imported.save_pretrained(tmp_path / "hub"))
+    for found, expected in zip(outputs(again), outputs(made.eval()), strict=True):
+        torch.testing.assert_close(found, expected)

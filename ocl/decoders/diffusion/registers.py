@@ -39,12 +39,14 @@ class NullPrompt(RegisterBank):
         self.register_buffer("table", table[skip:].clone())
 
     @classmethod
-    def stored(cls, table: Tensor) -> Self:
-        """From tokens [R, C] that a checkpoint holds, without any text encoder."""
+    def stored(cls, table: Tensor, *, weights: str | None = None, skip: int = 0) -> Self:
+        """From tokens [R, C] that a checkpoint holds, without any text encoder. weights, skip: what would make them again."""
         bank = cls.__new__(cls)
         RegisterBank.__init__(bank)
         bank.width = table.shape[1]
         bank.register_buffer("table", table.detach().clone())
+        if weights is not None:
+            bank.made_with = {"weights": weights, "skip": skip}
         return bank
 
     def forward(self) -> Tensor:
