@@ -92,7 +92,8 @@ def part_costs(model: SlotAutoencoder, image_size: tuple[int, int], *, contrast:
         PartCost("slots", _count(model.init) + _count(model.slot_module), _trained(model.init) + _trained(model.slot_module),
                  slots_forward, slots_backward),
     ]  # fmt: skip
-    name, rest = "decoder", decoder
+    name: str = "decoder"
+    rest: nn.Module = decoder
     if isinstance(decoder, LatentDiffusion):
         rows.append(PartCost("autoencoder", _count(decoder.autoencoder), 0, moments_forward, cacheable=True))
         name, rest = "denoiser", nn.ModuleList([decoder.denoiser, decoder.conditioner])
