@@ -29,6 +29,8 @@ class Batch:
     image: float [B, 3, H, W] in [0, 1]; every consumer normalises for itself.
     instances, classes: integer [B, H, W] or None; 0 is background, -1 is to be ignored.
     keys: one stable name per image (a file name, a scene number), or empty.
+    features, moments: what a frozen encoder, or the autoencoder of a diffusion model, makes of these images, where it was
+    computed before (`ocl cache`); the model then does not compute it again.
     Values are checked on the CPU only, where looking at them does not wait for a device.
     """
 
@@ -36,6 +38,8 @@ class Batch:
     instances: Tensor | None = None
     classes: Tensor | None = None
     keys: tuple[str, ...] = ()
+    features: Features | None = None
+    moments: Moments | None = None
 
     def __post_init__(self) -> None:
         image = self.image
@@ -56,6 +60,11 @@ class Batch:
                 )
         if self.keys and len(self.keys) != image.shape[0]:
             raise ShapeError(f"Batch.keys must name each of {image.shape[0]} images or be empty, got {len(self.keys)}.")
+        tokens = None if self.features is None else self.features.tokens
+        mean = None if self.moments is None else self.moments.mean
+        for name, values in (("features", tokens), ("moments", mean)):
+            if values is not None and len(values) != image.shape[0]:
+                raise ShapeError(f"Batch.{name} must belong to its {image.shape[0]} images, got {list(values.shape)}.")
         _check_unit_range(image)
 
     def __len__(self) -> int:
@@ -67,8 +76,14 @@ class Batch:
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device, non_blocking=non_blocking)
 
+        features, moments = self.features, self.moments
         return replace(
-            self, image=self.image.to(device, non_blocking=non_blocking), instances=move(self.instances), classes=move(self.classes)
+            self,
+            image=self.image.to(device, non_blocking=non_blocking),
+            instances=move(self.instances),
+            classes=move(self.classes),
+            features=features and replace(features, tokens=features.tokens.to(device, non_blocking=non_blocking)),
+            moments=moments and Moments(moments.mean.to(device, non_blocking=non_blocking), move(moments.std)),
         )
 
 
@@ -87,6 +102,22 @@ class Features:
     @property
     def width(self) -> int:
         return self.tokens.shape[-1]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The posterior of an image's latents as an autoencoder gives it, before scaling: mean and std [B, C, h, w].
+
+    std is the root of the variance, or None where latents follow from the image without spread.
+    """
+
+    mean: Tensor
+    std: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.mean.ndim != 4 or (self.std is not None and self.std.shape != self.mean.shape):
+            found = [list(value.shape) for value in (self.mean, self.std) if value is not None]
+            raise ShapeError(f"Moments need mean and std of one shape [B, C, h, w], got {' and '.join(map(str, found))}.")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ocl.interfaces import Loss
 from ocl.losses import Reconstruction
 from ocl.models import SlotAutoencoder
 from ocl.models.names import checked, complete, instantiate, load_parts, structure
+from ocl.nn.freezing import postponing
 from ocl.train import Training
 
 CONFIG = "config.yaml"
@@ -42,10 +44,13 @@ class Experiment:
     def training(self) -> Training:
         return self._build("training")
 
-    def model(self, *, device: str = "cpu") -> SlotAutoencoder:
-        """The model; its weights follow from training.seed. On device "meta" no weight is read or made."""
+    def model(self, *, device: str = "cpu", postpone: bool = False) -> SlotAutoencoder:
+        """The model; its weights follow from training.seed. On device "meta" no weight is read or made.
+
+        postpone: read weights that are never trained when they are used for the first time.
+        """
         torch.manual_seed(self.training.seed)
-        with torch.device(device):
+        with torch.device(device), postponing() if postpone else nullcontext():
             return self._build("model")
 
     def data(self) -> Dataset:

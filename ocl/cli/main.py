@@ -11,6 +11,8 @@ from ocl.errors import OCLError
 COMMANDS = {
     "train": "train a model from a config into a run folder",
     "ablate": "train and score variants of a config, as one table",
+    "cache": "compute once what frozen parts make of the training data",
+    "plan": "say what a run costs and what fits, before it starts",
     "evaluate": "score a run under named protocols and write a report",
     "segment": "split a folder of photographs into slots",
     "reconstruct": "draw images again from their slots, all together or one by one",

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ocl.cli import experiment as experiments
+from ocl.cli.cache import open_cache
 from ocl.cli.experiment import CONFIG, Experiment
 from ocl.cli.options import add_device, command, device
 from ocl.cli.scoring import held_out_evaluation
@@ -17,10 +18,11 @@ from ocl.errors import CheckpointError, ConfigError
 from ocl.train import LocalEngine, Outcome, fit
 from ocl.train.checkpoint import fill, latest
 from ocl.train.files import replace_text
+from ocl.train.staleness import check_state
 
 FREE_TO_CHANGE = frozenset(
     f"training.{name}"
-    for name in ("steps", "workers", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile")
+    for name in ("steps", "workers", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "cache")
 )
 
 
@@ -43,14 +45,21 @@ def main(argv: Sequence[str]) -> int:
 def train(experiment: Experiment, run: Path, *, resume: bool = False, on: str = "auto") -> Outcome:
     """Train into `run`, scoring held-out images on the way. Raises CheckpointError where `run` belongs to another config."""
     training, place = experiment.training, device(on)
-    model, data, losses = experiment.model(), experiment.data(), experiment.losses()
+    data, losses = experiment.data(), experiment.losses()
+    cache = open_cache(experiment, data)
+    model = experiment.model(postpone=cache is not None)
+    if cache is not None:
+        check_state(cache, model)
     if training.start_from is not None and not (resume and latest(run)):
         fill(model, training.start_from)
     claim(run, experiment.text, resume=resume)
     return fit(
         LocalEngine(model, training, device=place),
         losses,
-        lambda start: batches(data, batch_size=training.batch_size, seed=training.seed, start=start, workers=training.workers),
+        lambda start: batches(
+            data, batch_size=training.batch_size, seed=training.seed, start=start, workers=training.workers, flip=training.flip,
+            cache=cache,
+        ),
         training,
         run=run,
         evaluate=held_out_evaluation(experiment, run, place),

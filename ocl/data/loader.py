@@ -10,14 +10,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, final
 
 import torch
 from torch.utils.data import DataLoader
 
+from ocl.data.cache import Cache
 from ocl.data.files import SKIPPED, report_skipped
 from ocl.data.order import ENDLESS, Order
 from ocl.data.sample import Dataset, Sample, collate
@@ -36,12 +37,14 @@ def batches(
     workers: int = 0,
     shuffle: bool = True,
     flip: float = 0.0,
+    cache: Cache | None = None,
 ) -> Iterator[Batch]:
     """An endless stream of full batches. Where an epoch ends inside a batch, the next epoch fills it up.
 
     start: samples already used, any number. workers: processes that read ahead (0: this one reads).
-    flip: probability that a sample is mirrored. Samples that stand in for broken files (on_error="skip") are used, and the
-    files are added to `dataset.skipped` in this process. Raises DataError for a broken sample and when a worker dies.
+    flip: probability that a sample is mirrored. cache: what was computed of this dataset before, to be added to the batches.
+    Samples that stand in for broken files (on_error="skip") are used, and the files are added to `dataset.skipped` in this
+    process. Raises DataError for a broken sample, for one that has changed since the cache was written, and when a worker dies.
     """
     if batch_size < 1 or start < 0 or workers < 0 or not 0 <= flip <= 1:
         raise ConfigError(
@@ -51,7 +54,12 @@ def batches(
     order = Order(len(dataset), seed, shuffle)
     firsts = count(start, batch_size)
     jobs = ([(number, order.index(number)) for number in range(first, first + batch_size)] for first in firsts)
-    return _stream(_Reader(dataset, seed=seed, flip=flip), jobs, workers)
+    return _stream(_Reader(dataset, seed=seed, flip=flip, cache=cache), jobs, workers)
+
+
+def batches_of(dataset: Dataset, jobs: Iterable[Sequence[int]], *, workers: int = 0) -> Iterator[Batch]:
+    """One batch for each list of indices, in that order. Stand-ins for broken files are used, as in training."""
+    return _stream(_Reader(dataset), ([(index, index) for index in job] for job in jobs), workers)
 
 
 def evaluation_batches(
@@ -86,8 +94,11 @@ class _Parcel:
 
 @final
 class _Reader(torch.utils.data.Dataset[_Parcel]):
-    def __init__(self, dataset: Dataset, *, seed: int = 0, flip: float = 0.0, stand_ins: bool = True) -> None:
+    def __init__(
+        self, dataset: Dataset, *, seed: int = 0, flip: float = 0.0, stand_ins: bool = True, cache: Cache | None = None
+    ) -> None:
         self.dataset = dataset
+        self.cache = cache
         self.seed = seed
         self.flip = flip
         self.stand_ins = stand_ins
@@ -103,12 +114,22 @@ class _Reader(torch.utils.data.Dataset[_Parcel]):
                 for number, sample in samples
                 if self.stand_ins or SKIPPED not in sample.properties
             ]
-            return _Parcel(collate(used) if used else None, broken)
+            batch = collate(used) if used else None
+            if batch is not None and self.cache is not None:
+                batch = self._with_computed(batch, self.cache, job, samples)
+            return _Parcel(batch, broken)
         except (DataError, RangeError, ShapeError) as error:
             return _Parcel(error=error)  # raised by the main process, in its own words
 
     def _oriented(self, sample: Sample, number: int) -> Sample:
         return flipped(sample) if is_flipped(self.flip, seed=self.seed, number=number) else sample
+
+
+    def _with_computed(self, batch: Batch, cache: Cache, job: Job, samples: Sequence[tuple[int, Sample]]) -> Batch:
+        for (_, index), (_, sample) in zip(job, samples, strict=True):
+            cache.check(index, sample.image)
+        entries = [(index, is_flipped(self.flip, seed=self.seed, number=number)) for number, index in job]
+        return replace(batch, features=cache.features(entries), moments=cache.moments(entries))
 
 
 def _stream(reader: _Reader, jobs: Iterable[Job], workers: int) -> Iterator[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from ocl.encoders.sizes import SIZES
 from ocl.errors import ConfigError
 from ocl.interfaces import Encoder
-from ocl.nn.freezing import Frozen
-from ocl.nn.hub import builds_on_meta, import_transformers, load_config, load_transformer, read_preprocessor
+from ocl.nn.freezing import Frozen, is_postponing
+from ocl.nn.hub import builds_on_meta, import_transformers, load_config, load_transformer, read_preprocessor, weight_files
 from ocl.nn.normalise import CLIP, IMAGENET, SIGNED, Normalise, Statistics
 from ocl.types import Features
 
@@ -52,14 +53,15 @@ class ViT(Encoder):
         super().__init__()
         if image_size is not None and image_size < 1:
             raise ConfigError(f"ViT needs an image_size of at least 1, got {image_size}; None keeps the size of the image.")
-        model, config, statistics = _load(weights, local_files_only)
-        if layer is not None:
-            _cut(model, config, layer)
-        self.image_size, self.trainable = image_size, trainable
+        config, statistics = _describe(weights, local_files_only)
+        read = partial(_load, weights, config, layer, local_files_only)
+        later = is_postponing() and not trainable
+        model = _shape(config, layer) if later or builds_on_meta() else read()
+        self.image_size, self.layer, self.trainable = image_size, layer, trainable
         self.width: int = config.hidden_size
         self.patch: int = config.patch_size
         self.normalise = Normalise(statistics, owner="ViT")
-        self.backbone = model if trainable else Frozen(model)
+        self.backbone = model if trainable else Frozen(read if later else model, files=partial(weight_files, weights))
         self._shuffles = config.model_type == "vit_mae"
         self._asks_for_positions = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
 
@@ -95,8 +97,8 @@ def _resize(image: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear", antialias=True)
 
 
-def _load(weights: str, local_files_only: bool | None) -> tuple[nn.Module, PretrainedConfig, Statistics]:
-    """The bare vision model, its config, and its pixel statistics. On the meta device no weights are read."""
+def _describe(weights: str, local_files_only: bool | None) -> tuple[PretrainedConfig, Statistics]:
+    """The vision model's config and its pixel statistics. On the meta device those of known models need no file."""
     config = _known_config(weights) if builds_on_meta() else None
     config = config or load_config(weights, local_files_only=local_files_only)
     config = getattr(config, "vision_config", config)
@@ -104,17 +106,30 @@ def _load(weights: str, local_files_only: bool | None) -> tuple[nn.Module, Pretr
         raise ConfigError(f"{weights} is a {config.model_type}, ViT needs a vision transformer with square patches.")
     if config.model_type == "vit_mae":
         config.mask_ratio = 0.0
-    preprocessor: dict[str, Any] = {}
-    if builds_on_meta():
-        model = import_transformers().AutoModel.from_config(config)
-    else:
-        model = load_transformer(weights, config, unused=_NOT_IN_TOKENS, local_files_only=local_files_only)
-        preprocessor = read_preprocessor(weights, local_files_only=local_files_only)
+    preprocessor = {} if builds_on_meta() else read_preprocessor(weights, local_files_only=local_files_only)
+    return config, _statistics(config.model_type, preprocessor)
+
+
+def _shape(config: PretrainedConfig, layer: int | None) -> nn.Module:
+    """The bare vision model on the meta device."""
+    with torch.device("meta"):
+        return _bare(import_transformers().AutoModel.from_config(config), config, layer)
+
+
+def _load(weights: str, config: PretrainedConfig, layer: int | None, local_files_only: bool | None) -> nn.Module:
+    """The bare vision model with its weights."""
+    return _bare(load_transformer(weights, config, unused=_NOT_IN_TOKENS, local_files_only=local_files_only), config, layer)
+
+
+def _bare(model: nn.Module, config: PretrainedConfig, layer: int | None) -> nn.Module:
+    """The part that makes tokens, up to `layer`; parameters that no token depends on are not trained."""
     model = getattr(model, "vision_model", model)
     for name, parameter in model.named_parameters():
         if set(name.split(".")) & {*_NOT_IN_TOKENS, "post_layernorm" if config.model_type.startswith("clip") else "head"}:
             parameter.requires_grad_(False)
-    return model, config, _statistics(config.model_type, preprocessor)
+    if layer is not None:
+        _cut(model, config, layer)
+    return model
 
 
 def _known_config(weights: str) -> PretrainedConfig | None:

@@ -37,21 +37,27 @@ class SlotAutoencoder(nn.Module):
     def forward(
         self, batch: Batch, *, generator: Randomness = None, noise: Tensor | None = None, mismatch: Mismatch | None = None
     ) -> Output:
-        """One pass. Randomness comes from `generator`; `noise` [B, K, slot_dim] replaces what it gives to the slots.
+        """One pass, without what the batch brings computed (features, moments). Randomness comes from `generator`; `noise`
+        [B, K, slot_dim] replaces what it gives to the slots.
 
         mismatch: partners start from one noise, and mixtures of their slots are decoded as well, into `decoding.contrast`.
         Raises ConfigError where the decoder cannot do that.
         """
         if mismatch is not None and noise is None:
             noise = shared_noise(self.init, len(batch), mismatch, generator, device=batch.image.device)
-        features, slots = self.encode(batch.image, generator=generator, noise=noise)
+        features = self.encoder(batch.image) if batch.features is None else batch.features
+        slots = self._group(features, generator, noise)
         return Output(features=features, slots=slots, decoding=self._decode(slots, batch, features, generator, mismatch))
 
     def encode(self, image: Tensor, *, generator: Randomness = None, noise: Tensor | None = None) -> tuple[Features, Slots]:
         """Image [B, 3, H, W] in [0, 1] -> its features and slots, without decoding. One generator, or `noise` as well."""
         features = self.encoder(image)
+        return features, self._group(features, generator, noise)
+
+    def _group(self, features: Features, generator: Randomness, noise: Tensor | None) -> Slots:
         own = generator if isinstance(generator, torch.Generator) else None
-        return features, self.slot_module(features, self.init(len(image), generator=own, noise=noise))
+        slots: Slots = self.slot_module(features, self.init(len(features.tokens), generator=own, noise=noise))
+        return slots
 
     def save_pretrained(self, folder: Path | str, *, card: ModelCard | None = None) -> Path:
         """Write config.json, model.safetensors (what is trained, and registers) and README.md, the model card."""

@@ -6,12 +6,36 @@ filling in everything else. Both directions are strict: no tensor may be missing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Self, final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Self, final
 
+import torch
 from torch import Tensor, nn
 
 from ocl.errors import CheckpointError
+
+Files = Callable[[], Sequence[Path]]
+"""Where published weights lie on this machine; may download them first."""
+
+_postponed: ContextVar[bool] = ContextVar("postponed", default=False)
+
+
+@contextmanager
+def postponing() -> Iterator[None]:
+    """Parts made inside read the weights that they never train when these are used for the first time, or not at all."""
+    token = _postponed.set(True)
+    try:
+        yield
+    finally:
+        _postponed.reset(token)
+
+
+def is_postponing() -> bool:
+    """Whether we are inside `postponing`."""
+    return _postponed.get()
 
 
 @final
@@ -20,14 +44,43 @@ class Frozen(nn.Module):
 
     Gradients still flow through it to its inputs; where they are not wanted the caller adds `torch.no_grad()`. A parameter
     inside that is given `requires_grad` again is trained and saved; everything else inside, buffers too, is not saved.
+    `module` may be a function that reads it: it is called when `frozen.module` is asked for, and the result is brought to
+    where the model was moved meanwhile. files: where the weights came from, or None for weights that lie in no file.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module | Callable[[], nn.Module], *, files: Files | None = None) -> None:
         super().__init__()
-        self.module = module.requires_grad_(False).eval()
+        self.files = files
+        self._read: Callable[[], nn.Module] | None = None if isinstance(module, nn.Module) else module
+        self._moves: list[Callable[[Tensor], Tensor]] = []
+        if isinstance(module, nn.Module):
+            self.module = module.requires_grad_(False).eval()
+
+    @property
+    def is_read(self) -> bool:
+        return self._read is None
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
+
+    def __getattr__(self, name: str) -> Any:
+        read = self.__dict__.get("_read")
+        if name != "module" or read is None:
+            return super().__getattr__(name)
+        # Whoever asks first may evaluate: tensors made in inference mode could never be trained through.
+        with torch.inference_mode(False):
+            module = read().requires_grad_(False).eval()
+            for move in self._moves:
+                module._apply(move)
+        self._read, self._moves = None, []
+        self.module = module
+        return module
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if not self.is_read:
+            self._moves.append(fn)
+            return self
+        return super()._apply(fn, recurse)
 
 
 def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:

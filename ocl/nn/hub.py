@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _TRUE = {"1", "true", "yes", "on"}
+_WEIGHTS = re.compile(r"(preprocessor_)?config\.json|(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
 
 
 def offline() -> bool:
@@ -55,7 +57,7 @@ def load_transformer(
     auto_model = import_transformers().AutoModel
     source, local = _locate(weights), offline() if local_files_only is None else local_files_only
     try:
-        with quiet_transformers():
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):  # what is drawn next does not depend on who reads what
             model, report = auto_model.from_pretrained(
                 source, config=config, local_files_only=local, use_safetensors=True, trust_remote_code=False,
                 dtype=torch.float32, output_loading_info=True,
@@ -66,6 +68,30 @@ def load_transformer(
     if missing:
         raise CheckpointError(f"the weights in {weights} lack {len(missing)} tensors ({missing[0]}, ...); copy them again.")
     return cast(nn.Module, model)
+
+
+def weight_files(weights: str, part: str = "") -> list[Path]:
+    """Config and safetensors that a model, or one part of a pipeline, is read from, in the order of their names.
+
+    Those of a hub id must have been downloaded before. Raises CheckpointError where there are none.
+    """
+    folder = Path(weights).expanduser() / part
+    if not folder.is_dir():
+        import_transformers()
+        from transformers.utils import cached_file
+
+        try:
+            path = cached_file(weights, "config.json", subfolder=part, local_files_only=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"{part or 'the model'} of {weights} is not on this machine ({str(error).splitlines()[0]}); "
+                f"run once with network: hf download {weights}, or pass weights=<folder>."
+            ) from None
+        folder = Path(str(path)).parent
+    found = sorted(path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name))
+    if not any(path.suffix == ".safetensors" for path in found):
+        raise CheckpointError(f"{folder} holds no weights (*.safetensors); copy them again.")
+    return found
 
 
 def read_preprocessor(weights: str, *, local_files_only: bool | None = None) -> dict[str, Any]:

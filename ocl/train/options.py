@@ -75,6 +75,8 @@ class Training:
         ema: decay of the moving average of the weights, such as 0.999; null for none. Evaluation uses the average.
         compile: run the model through torch.compile.
         channels_last: keep images and convolutions in channels-last layout.
+        flip: how likely a training image is mirrored.
+        cache: folder that `ocl cache` wrote, to be read in place of running frozen parts; null runs them at every step.
         seed: every random draw of the run follows from (seed, step).
         workers: processes that load data; 0 loads in the training process.
         log_every: steps between log lines.
@@ -94,6 +96,8 @@ class Training:
     ema: float | None = None
     compile: bool = False
     channels_last: bool = False
+    flip: float = 0.0
+    cache: Path | None = None
     seed: int = 0
     workers: int = 0
     log_every: int = 50
@@ -109,6 +113,7 @@ class Training:
         _check("training.seed", self.seed, self.seed < 2**63, "be below 2**63")
         _check("training.clip", self.clip, self.clip is None or 0 < self.clip < math.inf, "be positive, or null for none")
         _check("training.ema", self.ema, self.ema is None or 0 <= self.ema < 1, "lie in [0, 1), or be null for none")
+        _check("training.flip", self.flip, 0 <= self.flip <= 1, "lie in [0, 1]")
         precisions = ("fp32", "bf16", "fp16")
         _check("training.precision", self.precision, self.precision in precisions, f"be one of {', '.join(precisions)}")
 

@@ -94,7 +94,8 @@ class LatentDiffusion(ContrastiveDecoder):
                 f"pass SlotAttention(out_dim={self.slot_dim})."
             )
         draws = draws or self.draw(batch, generator)
-        clean = self.autoencoder.encode(batch.image, draws.posterior)
+        moments = self.autoencoder.moments(batch.image) if batch.moments is None else batch.moments
+        clean = self.autoencoder.draw(moments, draws.posterior)
         noise = draws.noise.to(clean)
         conditioning = self.conditioner(slots if draws.kept is None else drop_slots(slots, draws.kept))
         wrong = None if contrast is None else self.conditioner(contrast)

@@ -50,3 +50,15 @@ KNOWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "text_encoder": _text(768), "text_encoder_2": _text(1280, "CLIPTextModelWithProjection"),
     },
 }  # fmt: skip
+
+
+# Denoisers with joint attention, which slots cannot reach yet, by their published configs: name -> (class, config). `ocl plan
+# --denoiser` counts what they would cost.
+JOINT: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "sd3-medium": (
+        "SD3Transformer2DModel",
+        {"sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24, "attention_head_dim": 64,
+         "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536, "pooled_projection_dim": 2048,
+         "pos_embed_max_size": 192},
+    ),
+}  # fmt: skip

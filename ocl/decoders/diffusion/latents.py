@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -9,8 +11,10 @@ from torch import Tensor, nn
 
 from ocl.decoders.diffusion.pipeline import load_part
 from ocl.errors import RangeError, ShapeError
-from ocl.nn.freezing import Frozen
+from ocl.nn.freezing import Frozen, is_postponing
+from ocl.nn.hub import builds_on_meta, weight_files
 from ocl.ops.dtypes import without_autocast
+from ocl.types import Moments
 
 _KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny")
 
@@ -26,8 +30,11 @@ class LatentAutoencoder(nn.Module):
 
     def __init__(self, weights: str, *, local_files_only: bool | None = None) -> None:
         super().__init__()
-        model = load_part(weights, "vae", expected=_KINDS, local_files_only=local_files_only)
-        self.model = Frozen(model)
+        read = partial(load_part, weights, "vae", expected=_KINDS, local_files_only=local_files_only)
+        later = is_postponing() and not builds_on_meta()
+        with torch.device("meta") if later else nullcontext():
+            model = read()
+        self.model = Frozen(read if later else model, files=partial(weight_files, weights, "vae"))
         self.scale = float(model.config.get("scaling_factor") or 1.0)
         self.shift = float(model.config.get("shift_factor") or 0.0)
         self.channels = int(model.config["latent_channels"])
@@ -43,14 +50,22 @@ class LatentAutoencoder(nn.Module):
     @torch.no_grad()
     def encode(self, image: Tensor, noise: Tensor) -> Tensor:
         """Image [B, 3, H, W] in [0, 1] and standard normal noise [B, C, h, w] -> a draw from the posterior, scaled."""
+        return self.draw(self.moments(image), noise)
+
+    @torch.no_grad()
+    def moments(self, image: Tensor) -> Moments:
+        """Image [B, 3, H, W] in [0, 1] -> mean and spread of its latents, as the autoencoder gives them."""
         with without_autocast(image.device):
             encoded = self._published.encode(2 * image.to(self._dtype) - 1)
-            posterior = getattr(encoded, "latent_dist", None)
-            if posterior is None:
-                found = encoded.latent if hasattr(encoded, "latent") else encoded.latents
-            else:
-                found = posterior.mean + posterior.std * noise.to(posterior.mean)
-            latents = (found - self.shift) * self.scale
+        posterior = getattr(encoded, "latent_dist", None)
+        if posterior is not None:
+            return Moments(posterior.mean, posterior.std)
+        return Moments(encoded.latent if hasattr(encoded, "latent") else encoded.latents)
+
+    def draw(self, moments: Moments, noise: Tensor) -> Tensor:
+        """Moments and standard normal noise [B, C, h, w] -> latents as the denoiser knows them: shifted and scaled."""
+        spread = 0.0 if moments.std is None else moments.std * noise.to(moments.mean)
+        latents = (moments.mean + spread - self.shift) * self.scale
         _check_finite(latents, "latents of the images")
         return latents
 
@@ -79,6 +94,7 @@ def _factor(model: Any) -> int:
 
 def _check_finite(values: Tensor, what: str) -> None:
     """Looks where looking does not wait for a device; elsewhere the loop finds a loss that is not finite."""
-    if values.device.type != "cpu" or torch.compiler.is_compiling() or bool(values.isfinite().all()):
+    looks_free = values.device.type == "cpu" and not torch.compiler.is_compiling() and type(values) is Tensor
+    if not looks_free or bool(values.isfinite().all()):
         return
     raise RangeError(f"the {what} hold NaN or infinite values; run the autoencoder in float32 (no .half()), and check its weights.")

@@ -90,7 +90,8 @@ def load_part(weights: str, part: str, *, expected: tuple[str, ...], local_files
     if builds_on_meta():
         with quiet_diffusers():
             return kind.from_config(dict(config))
-    with _reading(weights, part, local_files_only) as local, quiet_diffusers():
+    # What is drawn next, such as the start of other parts, must not depend on which weights were read before.
+    with _reading(weights, part, local_files_only) as local, quiet_diffusers(), torch.random.fork_rng(devices=[]):
         model, report = kind.from_pretrained(
             weights, subfolder=part, local_files_only=local, use_safetensors=True, torch_dtype=torch.float32,
             low_cpu_mem_usage=False, output_loading_info=True,

@@ -1,0 +1,121 @@
+"""What fits and how fast, on paper: memory under ZeRO stages (Rajbhandari et al. 2020), communication, time of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ocl.train.cost import Memory, PartCost
+
+STAGES = (0, 1, 2, 3)
+MARGIN = 1.25  # workspaces, allocator and communication buffers; measured peaks on a CPU were 1.15 to 1.2 times the counted bytes
+
+Weights = Literal["full", "half"]
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes of a GPU that do not depend on the batch.
+
+    weights: all of them, frozen ones too. optimizer: Adam's two moments, and a float32 copy of the trained weights where
+    these are in half precision.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One setting of one GPU: what its states take, and the largest batch beside them (0: not even one image)."""
+
+    stage: int
+    checkpointing: bool
+    states: States
+    largest_batch: int
+    needed: float  # bytes at the wished batch, margin included
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one GPU sends and receives for one update among `gpus`, and what that means for its time.
+
+    seconds: at the given bandwidth, beside `compute` seconds of the step. hidden: nothing waits if both overlap fully;
+    exposed: share of the time that is left for computing if nothing overlaps.
+    """
+
+    gpus: int
+    stage: int
+    bytes: float
+    seconds: float
+    compute: float
+
+    @property
+    def exposed(self) -> float:
+        return self.compute / (self.compute + self.seconds)
+
+    @property
+    def hidden(self) -> float:
+        return self.compute / max(self.compute, self.seconds)
+
+
+def states(parameters: int, trained: int, *, stage: int, gpus: int, weights: Weights = "full") -> States:
+    """Of one of `gpus` GPUs. Stage 1 shares the optimizer among them, 2 the gradients too, 3 the weights too.
+
+    full: weights, gradients and moments in float32 (autocast or fp32). half: weights and gradients of 2 bytes and 12 bytes of
+    optimizer for each trained one, as DeepSpeed's own bf16 and fp16 modes keep them.
+    """
+    width, state = (4, 8) if weights == "full" else (2, 12)
+    share = [1 / gpus if stage >= least else 1.0 for least in (3, 2, 1)]
+    return States(width * parameters * share[0], width * trained * share[1], state * trained * share[2])
+
+
+def fits(
+    parts: Sequence[PartCost], without: Memory, checkpointed: Memory | None, *,
+    gpus: int, memory: float, batch: int, weights: Weights, cached: bool,
+) -> list[Fit]:  # fmt: skip
+    """Every stage, without and with activation checkpointing. memory: bytes of one GPU. cached: cacheable parts are not loaded."""
+    parameters = sum(part.parameters for part in parts if not (cached and part.cacheable))
+    trained = sum(part.trained for part in parts)
+    found = []
+    for pass_memory, checkpointing in ((without, False), (checkpointed, True)):
+        if pass_memory is None:
+            continue
+        for stage in STAGES if gpus > 1 else STAGES[:1]:
+            held = states(parameters, trained, stage=stage, gpus=gpus, weights=weights)
+            room = memory / MARGIN - held.total - pass_memory.fixed
+            largest = max(int(room / pass_memory.per_image), 0)
+            found.append(Fit(stage, checkpointing, held, largest, MARGIN * (held.total + pass_memory.at(batch))))
+    return found
+
+
+def recommended(options: Sequence[Fit], *, batch: int) -> Fit | None:
+    """The first that takes the wished batch, checkpointing only where no stage does without. Else the roomiest, or None."""
+    for option in sorted(options, key=lambda each: (each.checkpointing, each.stage)):
+        if option.largest_batch >= batch:
+            return option
+    best = max(options, key=lambda each: each.largest_batch)
+    return best if best.largest_batch > 0 else None
+
+
+def traffic(
+    parts: Sequence[PartCost], *, gpus: int, stage: int, batch: int, weights: Weights, bandwidth: float, rate: float, cached: bool
+) -> Traffic:
+    """Of one update. bandwidth: bytes per second of one GPU through the slowest link; rate: operations per second it reaches.
+
+    Rings move (n - 1) / n of a tensor to reduce and scatter it, and as much to gather it. Stages 0 to 2 do both with the trained
+    parameters; stage 3 gathers all weights in the forward and the backward pass and scatters the gradients.
+    """
+    width = 4 if weights == "full" else 2
+    parameters = sum(part.parameters for part in parts if not (cached and part.cacheable))
+    trained = sum(part.trained for part in parts)
+    ring = (gpus - 1) / gpus
+    moved = ring * width * (2 * trained if stage < 3 else 2 * parameters + trained)
+    compute = batch * sum(part.total for part in parts if not (cached and part.cacheable)) / rate
+    return Traffic(gpus, stage, moved, moved / bandwidth, compute)

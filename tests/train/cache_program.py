@@ -1,0 +1,66 @@
+"""Writes a cache in child processes that are killed, and then to its end.
+
+    python cache_program.py CONFIG OUT --kill-after 3 40     each child is killed after so many milliseconds
+    python cache_program.py CONFIG OUT --kill-at 1 5         each child is killed at its n-th file operation
+"""
+
+import argparse
+import os
+import random
+import signal
+import time
+
+import torch
+import torch._dynamo  # what a child would import lazily: here once
+from safetensors.torch import save_file
+
+import ocl.train.files
+from ocl.cli.main import main
+from ocl.train import precompute
+
+
+def kill_at_operation(number):
+    left = number
+
+    def counted(operation):
+        def wrapper(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*args, **kwargs)
+
+        return wrapper
+
+    ocl.train.files.save_file = counted(save_file)
+    precompute.sync, os.replace = counted(precompute.sync), counted(os.replace)
+
+
+def in_child(words, *, milliseconds=None, operation=None):
+    child = os.fork()
+    if child == 0:
+        if operation is not None:
+            kill_at_operation(operation)
+        os._exit(main(words))
+    if milliseconds is not None:
+        time.sleep(milliseconds / 1000)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    print("killed" if os.WIFSIGNALED(status) else f"exit {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("config")
+parser.add_argument("out")
+parser.add_argument("--kill-after", type=float, nargs="*", default=[])
+parser.add_argument("--kill-at", type=int, nargs="*", default=[])
+known = parser.parse_args()
+torch.set_num_threads(1)
+precompute.SHARD_BYTES = 20_000  # two samples each
+words = ["cache", known.config, "--out", known.out, "--batch_size", "2", "--device", "cpu"]
+main([*words, "--estimate"])  # everything is imported, so that a kill hits the writing
+for milliseconds in known.kill_after:
+    in_child(words, milliseconds=milliseconds + random.uniform(0, 5))
+for operation in known.kill_at:
+    in_child(words, operation=operation)
+assert main(words) == 0
