@@ -26,14 +26,9 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--run", type=Path, help="folder to write into; an interrupted run in it goes on")
     add_device(options)
     known, words = options.parse_known_args(argv)
-    parser = ArgumentParser(prog="ocl pretrain", exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a YAML file, such as configs/pretrain/scenes_cpu.yaml")
-    parser.add_class_arguments(Recipe, as_group=False)
-    config = parse(parser, words)
+    recipe, text = read_recipe(words)
     if known.run is None:
         raise ConfigError("ocl pretrain needs --run FOLDER, the folder to write checkpoints, logs and the pipeline into.")
-    text = parser.dump(config.clone())
-    recipe = Recipe(**{key: value for key, value in vars(parser.instantiate(config)).items() if key != "config"})
     claim(known.run, text)
     made = pretrain(recipe, known.run, device=str(device(known.device)))
     if isinstance(made, str):
@@ -41,6 +36,16 @@ def main(argv: Sequence[str]) -> int:
     show(recipe, made, known.run)
     print(f"{made}: pass it as weights, for example --model coda --model.weights {made}")
     return 0
+
+
+def read_recipe(words: Sequence[str]) -> tuple[Recipe, str]:
+    """Command line -> recipe, and the same resolved as YAML. Raises ConfigError at an unknown or ill-typed key."""
+    parser = ArgumentParser(prog="ocl pretrain", exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a YAML file, such as configs/pretrain/scenes_cpu.yaml")
+    parser.add_class_arguments(Recipe, as_group=False)
+    config = parse(parser, words)
+    found = vars(parser.instantiate(config.clone()))
+    return Recipe(**{key: value for key, value in found.items() if key != "config"}), parser.dump(config)
 
 
 def show(recipe: Recipe, folder: Path, run: Path) -> None:

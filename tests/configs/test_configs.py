@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from ocl.cli import experiment as experiments
+from ocl.cli.pretrain import read_recipe
+from ocl.pretrain import parts
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
-CONFIGS = sorted(FOLDER.glob("*/*.yaml"))
+RECIPES = sorted((FOLDER / "pretrain").glob("*.yaml"))
+CONFIGS = sorted(set(FOLDER.glob("*/*.yaml")) - set(RECIPES))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -24,8 +28,19 @@ def test_config_header_names_source_command_and_score(path):
     assert "Hardware:" in header and "score" in header
 
 
-def test_there_are_configs():
-    assert len(CONFIGS) >= 4
+def test_each_latent_diffusion_model_has_a_config_for_every_dataset():
+    names = {f"{path.parent.name}/{path.stem}" for path in CONFIGS}
+    datasets = ("scenes", "voc", "coco", "movi_c", "movi_e")
+    assert names >= {f"{model}/{data}" for model in ("coda", "stable_lsd", "slotadapt") for data in datasets}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_of_a_generator_builds_its_parts(path):
+    recipe = read_recipe(["--config", str(path)])[0]
+    with torch.device("meta"):
+        unet, vae = parts.denoiser(recipe.sizes), parts.autoencoder(recipe.sizes)
+    assert unet.config.cross_attention_dim == recipe.sizes.text_dim and vae.config.sample_size == recipe.sizes.image_size
+    assert f"configs/pretrain/{path.name}" in path.read_text() and "Hardware:" in path.read_text()
 
 
 ABLATION = sorted((FOLDER / "coda" / "ablation").glob("*.yaml"))
