@@ -83,7 +83,7 @@ def analyse(
     """Look at the first `images` of a dataset, at `timesteps` noise levels at equal distances of log-SNR.
 
     steps, guidance: of the sampler (DPM-Solver++) that draws. All noise of an image follows from `seed` and its key, so that the
-    result does not depend on batch_size. progress: called with the number of images done, counted for both halves of the work.
+    result does not depend on batch_size. progress: called with the number of images done.
     Raises ConfigError for another decoder than LatentDiffusion, for fewer than two images (slots are swapped between them), or
     for one slot; DataError where the dataset holds fewer than two.
     """

@@ -73,7 +73,7 @@ def mean_text(values: Tensor) -> str:
     """12.3 (standard error 0.4), over images; undefined where no value is a number."""
     found = _mean(values)
     if found["mean"] is None:
-        return "undefined, as fewer than two slots own pixels,"
+        return "undefined (too few slots own pixels, or removing one changes nothing)"
     error = "" if found["standard_error"] is None else f" (standard error {found['standard_error']:.2g})"
     return f"{found['mean']:.4g}{error}"
 

@@ -9,9 +9,9 @@ in nats per image: with predictions turned into eps, every level has the weight 
 schedule that ends before g = 0 and infinity, the integral is I(s; z seen at the least noise) - I(s; z seen at the most).
 
 The first term needs a denoiser that knows no slots. Two surrogates for it: no slots (registers alone), which is the unconditional
-branch if slots were dropped in training; and slots of another image, as in CODA's contrastive term. For an ideal denoiser the
-latter gives the mean Kullback-Leibler divergence of p(z | s of another image) from p(z | s) (mismatched estimation: Verdu 2010),
-which is mutual plus lautum information (Palomar & Verdu 2008), an upper bound of I. For a trained denoiser both are estimates.
+branch if slots were dropped in training; and slots s' of another image, as in CODA's contrastive term. For an ideal denoiser the
+latter gives the mean of KL(p(z | s) || p(z | s')) (mismatched estimation: Verdu 2010), which is mutual plus lautum information
+(Palomar & Verdu 2008), an upper bound of I. For a trained denoiser both are estimates.
 """
 
 from __future__ import annotations
