@@ -24,6 +24,8 @@ PROGRAMS = {
     "scenes_speed": ("data/scenes_speed.py", False),
     "segmentation_throughput": ("metrics/segmentation_throughput.py", False),
     "absorbed_slots": ("training/absorbed_slots.py", True),
+    "coda_step": ("training/coda_step.py", True),
+    "sampling": ("training/sampling.py", True),
 }  # name -> program, and whether it takes --device
 NAMES = [*PROGRAMS, "ops"]
 SURROUNDINGS = {**os.environ, "PYTHONPATH": str(HERE.parent)}

@@ -46,12 +46,12 @@ def main(argv: Sequence[str]) -> int:
     experiment = experiments.read(rest, prog="ocl plan", packages=known.packages)
     if known.gpus < 1 or known.memory <= 0 or known.tflops <= 0 or known.bandwidth <= 0:
         raise ConfigError("ocl plan needs --gpus of at least 1, and --memory, --tflops and --bandwidth above 0.")
-    side = known.image_size or _image_size(experiment)
+    side = known.image_size or image_size(experiment)
     batch = known.batch or max(experiment.training.batch_size // known.gpus, 1)
     cached = experiment.training.cache is not None
     model = experiment.model(device="meta")
 
-    parts, without, checkpointed = _costs(experiment, model, side, known.denoiser, cached=cached)
+    parts, without, checkpointed = costs(experiment, model, side, known.denoiser, cached=cached)
     fits = plan.fits(parts, without, checkpointed, gpus=known.gpus, memory=known.memory * GIB, batch=batch,
                      weights=known.weights, cached=cached)  # fmt: skip
     best = plan.recommended(fits, batch=batch)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _costs(
+def costs(
     experiment: Experiment, model: SlotAutoencoder, side: int, denoiser: str | None, *, cached: bool
 ) -> tuple[list[PartCost], Memory, Memory | None]:
     """Parts, and bytes of a pass without and with activation checkpointing (None where the decoder has none)."""
@@ -166,7 +166,8 @@ def _cache_lines(
     return [f"Cache: {listed} an image in fp16, {total}; a step gets {saved:.2f} x cheaper."]
 
 
-def _image_size(experiment: Experiment) -> int:
+def image_size(experiment: Experiment) -> int:
+    """Side of the training images in pixels. Raises ConfigError where the data leaves it open."""
     data = experiment.config.clone()["data"]
     while True:
         arguments = data.get("init_args", {})

@@ -16,6 +16,7 @@ from ocl.errors import CheckpointError, ConfigError
 from ocl.nn.freezing import trainable_state_dict
 from ocl.train import optimizer
 from ocl.train.checkpoint import AVERAGE, MODEL, fill
+from ocl.train.compiling import compiled
 from ocl.train.ema import MovingAverage
 from ocl.train.files import read_tensors, write_tensors
 from ocl.train.options import Training
@@ -76,7 +77,7 @@ class LocalEngine(Engine):
         self._plain = model.to(self.device)
         if training.channels_last:
             self._plain = self._plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = torch.compile(self._plain) if training.compile else self._plain  # type: ignore[assignment]
+        self.model = compiled(self._plain, training.compile)
         self._training = training
         self._trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         if not self._trained:

@@ -73,7 +73,8 @@ class Training:
         clip: largest gradient norm over all trained parameters; null for none.
         precision: fp32, or autocast to bf16 or fp16 (fp16 scales the loss and skips overflowing updates).
         ema: decay of the moving average of the weights, such as 0.999; null for none. Evaluation uses the average.
-        compile: run the model through torch.compile.
+        compile: run the whole model through torch.compile; or "denoiser" for the backbone of a diffusion decoder alone, or
+            "denoiser-graphs" for that with torch's reduce-overhead mode (CUDA graphs).
         channels_last: keep images and convolutions in channels-last layout.
         flip: how likely a training image is mirrored.
         cache: folder that `ocl cache` wrote, to be read in place of running frozen parts; null runs them at every step.
@@ -94,7 +95,7 @@ class Training:
     clip: float | None = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float | None = None
-    compile: bool = False
+    compile: bool | Literal["denoiser", "denoiser-graphs"] = False
     channels_last: bool = False
     flip: float = 0.0
     cache: Path | None = None

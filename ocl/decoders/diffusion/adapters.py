@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ocl.decoders.diffusion.cross_attention import Pass, SlotCrossAttention, TextCrossAttention, cross_attentions, train_projections
-from ocl.decoders.diffusion.denoisers import Passes, check_latents, enable_checkpointing, predict, run_unet, unet_sizes
+from ocl.decoders.diffusion.denoisers import (
+    Checkpointing,
+    Passes,
+    check_latents,
+    enable_checkpointing,
+    predict,
+    run_unet,
+    unet_sizes,
+)
 from ocl.decoders.diffusion.pipeline import load_part
 from ocl.decoders.diffusion.trunk import SharedTrunk, unet_trunk
 from ocl.errors import ConfigError
@@ -36,7 +44,8 @@ class AdaptedUNet(Denoiser):
         map_block: up block whose attention is returned, counted from 0; negative from the last. 2 is the third of four.
         passes: "merged" decodes slots and slots of other images in one pass of twice the batch, "separate" in two.
         share_trunk: compute what lies before the first cross-attention once for both (merged passes only).
-        checkpointing: compute activations again in the backward pass to save memory.
+        checkpointing: compute activations again in the backward pass to save memory; "selective" keeps the results of
+            matrix products, convolutions and attention and computes only the cheap rest again.
         local_files_only: never download; None decides by OCL_OFFLINE and HF_HUB_OFFLINE.
     """
 
@@ -47,7 +56,7 @@ class AdaptedUNet(Denoiser):
         map_block: int = 2,
         passes: Passes = "merged",
         share_trunk: bool = True,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
         local_files_only: bool | None = None,
     ) -> None:
         super().__init__()
@@ -61,7 +70,7 @@ class AdaptedUNet(Denoiser):
         if share_trunk:
             SharedTrunk(self.state).install(unet_trunk(unet))
         if checkpointing:
-            enable_checkpointing(unet)
+            enable_checkpointing(unet, selective=checkpointing == "selective")
 
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, contrast: Conditioning | None = None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ocl.decoders.diffusion.cross_attention import Pass, Projection, SlotCrossAttention, cross_attentions, train_projections
@@ -18,6 +20,7 @@ from ocl.nn.freezing import Frozen
 from ocl.types import Conditioning, Denoised
 
 Passes = Literal["merged", "separate"]
+Checkpointing = bool | Literal["selective"]
 Run = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(noisy, timestep, context [B, L, C], mask [B, L] or None) -> prediction: one call of a diffusers model."""
 
@@ -36,7 +39,8 @@ class LatentUNet(Denoiser):
         trained: projections of every cross-attention that are trained and saved; [] for none.
         passes: "merged" decodes slots and slots of other images in one pass of twice the batch, "separate" in two.
         share_trunk: compute what lies before the first cross-attention once for both (merged passes only).
-        checkpointing: compute activations again in the backward pass to save memory.
+        checkpointing: compute activations again in the backward pass to save memory; "selective" keeps the results of
+            matrix products, convolutions and attention and computes only the cheap rest again.
         local_files_only: never download; None decides by OCL_OFFLINE and HF_HUB_OFFLINE.
     """
 
@@ -47,7 +51,7 @@ class LatentUNet(Denoiser):
         trained: tuple[Projection, ...] = KEY_VALUE_OUTPUT,
         passes: Passes = "merged",
         share_trunk: bool = True,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
         local_files_only: bool | None = None,
     ) -> None:
         super().__init__()
@@ -61,7 +65,7 @@ class LatentUNet(Denoiser):
             SharedTrunk(self.state).install(unet_trunk(unet))
         self.share_trunk = share_trunk
         if checkpointing:
-            enable_checkpointing(unet)
+            enable_checkpointing(unet, selective=checkpointing == "selective")
 
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, contrast: Conditioning | None = None
@@ -92,7 +96,8 @@ class LatentTransformer(Denoiser):
         trained: projections of every cross-attention that are trained and saved; [] for none.
         passes: "merged" decodes slots and slots of other images in one pass of twice the batch, "separate" in two.
         share_trunk: compute what lies before the first cross-attention once for both (merged passes only).
-        checkpointing: compute activations again in the backward pass to save memory.
+        checkpointing: compute activations again in the backward pass to save memory; "selective" keeps the results of
+            matrix products, convolutions and attention and computes only the cheap rest again.
         local_files_only: never download; None decides by OCL_OFFLINE and HF_HUB_OFFLINE.
     """
 
@@ -103,7 +108,7 @@ class LatentTransformer(Denoiser):
         trained: tuple[Projection, ...] = KEY_VALUE_OUTPUT,
         passes: Passes = "merged",
         share_trunk: bool = True,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
         local_files_only: bool | None = None,
     ) -> None:
         super().__init__()
@@ -118,7 +123,7 @@ class LatentTransformer(Denoiser):
         if share_trunk:
             SharedTrunk(self.state).install(transformer_trunk(model))
         if checkpointing:
-            enable_checkpointing(model)
+            enable_checkpointing(model, selective=checkpointing == "selective")
 
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, contrast: Conditioning | None = None
@@ -150,7 +155,7 @@ class LatentTransformer(Denoiser):
 
 def latent_denoiser(
     weights: str, *, trained: tuple[Projection, ...] = KEY_VALUE_OUTPUT, passes: Passes = "merged", share_trunk: bool = True,
-    checkpointing: bool = False, local_files_only: bool | None = None,
+    checkpointing: Checkpointing = False, local_files_only: bool | None = None,
 ) -> LatentUNet | LatentTransformer:  # fmt: skip
     """Whichever of both fits the pipeline. Raises CheckpointError where it has neither a unet nor a transformer."""
     kind = LatentTransformer if has_part(weights, "transformer", local_files_only=local_files_only) else LatentUNet
@@ -270,8 +275,25 @@ def check_latents(denoiser: Denoiser, noisy: Tensor, conditioning: Conditioning)
         )
 
 
-def enable_checkpointing(model: Any) -> None:
-    """Every block of a diffusers model computes its activations again in the backward pass, in eval mode too."""
+def enable_checkpointing(model: Any, *, selective: bool = False) -> None:
+    """Every block of a diffusers model computes its activations again in the backward pass, in eval mode too.
+
+    selective: but for the results of costly operations, which are kept. A frozen model draws nothing at random, so that no
+    random state is kept for the second time.
+    """
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if selective:
+        options["context_fn"] = partial(torch.utils.checkpoint.create_selective_checkpoint_contexts, _keep_costly)
     model.enable_gradient_checkpointing(
-        gradient_checkpointing_func=lambda block, *args: torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
+        gradient_checkpointing_func=lambda block, *args: torch.utils.checkpoint.checkpoint(block, *args, **options)
     )
+
+
+_COSTLY = ("mm", "addmm", "bmm", "baddbmm", "convolution", "mkldnn_convolution", "mkldnn_linear", "_mkl_linear")
+
+
+def _keep_costly(context: Any, operation: Any, *args: Any, **options: Any) -> torch.utils.checkpoint.CheckpointPolicy:
+    namespace, _, name = operation.name().partition("::")
+    costly = namespace == "ocl" or name.partition(".")[0] in _COSTLY or "scaled_dot_product" in name
+    policy = torch.utils.checkpoint.CheckpointPolicy
+    return policy.MUST_SAVE if costly else policy.PREFER_RECOMPUTE

@@ -153,10 +153,11 @@ def test_the_trunk_runs_once_for_both_halves(denoiser, kind):
 
 
 @pytest.mark.parametrize("passes", ["merged", "separate"])
-def test_activations_can_be_computed_again(tiny_pipeline, kind, passes, tolerance):
+@pytest.mark.parametrize("checkpointing", [True, "selective"])
+def test_activations_can_be_computed_again(tiny_pipeline, kind, passes, checkpointing, tolerance):
     plain = gradients(latent_denoiser(str(tiny_pipeline(kind))), 0.5 if passes == "merged" else None, passes=passes)
     again = gradients(
-        latent_denoiser(str(tiny_pipeline(kind)), checkpointing=True), 0.5 if passes == "merged" else None, passes=passes
+        latent_denoiser(str(tiny_pipeline(kind)), checkpointing=checkpointing), 0.5 if passes == "merged" else None, passes=passes
     )
     torch.testing.assert_close(again[0], plain[0], **tolerance[torch.float32])
     for name, value in plain[2].items():

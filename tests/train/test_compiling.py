@@ -1,0 +1,73 @@
+"""Switches that make a step cheaper: the losses and gradients of a CODA step are the same with each of them."""
+
+import pytest
+import torch
+
+from ocl.decoders.diffusion import LearnedRegisters
+from ocl.encoders import CNN
+from ocl.errors import ConfigError
+from ocl.losses import ContrastiveAlignment, Reconstruction
+from ocl.models import coda, slot_attention
+from ocl.nn.freezing import trainable_state_dict
+from ocl.train import LocalEngine, Training
+from ocl.train.compiling import compiled
+from ocl.types import Batch, Step
+
+pytest.importorskip("diffusers", reason='pip install "ocl[diffusion]" to test latent-diffusion decoders')
+
+
+@pytest.fixture
+def make(tiny_pipeline):
+    def build():
+        torch.manual_seed(0)
+        parts = {"encoder": CNN(8, stride=4), "registers": LearnedRegisters(5, 32)}
+        return coda(weights=str(tiny_pipeline("sd")), num_slots=3, slot_dim=8, **parts).train()
+
+    return build
+
+
+def step(model, call=None, place=lambda batch: batch):
+    image = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    losses = [Reconstruction(), ContrastiveAlignment(weight=0.05, warmup_steps=0)]
+    batch = place(Batch(image))
+    output = (call or model)(batch, generator=torch.Generator().manual_seed(2), mismatch=losses[1].mismatch(0))
+    loss = torch.stack([each(Step(batch, output)) for each in losses]).sum()
+    loss.backward()
+    return loss.detach(), {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def assert_same(found, expected, tolerance):
+    torch.testing.assert_close(found[0], expected[0], **tolerance[torch.float32])
+    assert found[1].keys() == expected[1].keys()
+    for name, value in expected[1].items():
+        torch.testing.assert_close(found[1][name], value, **tolerance[torch.float32])
+
+
+def test_a_compiled_denoiser_takes_the_same_step(make, tolerance):
+    """aot_eager traces forward and backward as inductor does, and then runs torch's own kernels."""
+    model = make()
+    names = trainable_state_dict(model).keys()
+    call = compiled(model, "denoiser", backend="aot_eager")
+    assert call is model and trainable_state_dict(model).keys() == names
+    assert_same(step(model), step(make()), tolerance)
+
+
+@pytest.mark.slow
+def test_a_denoiser_compiled_by_inductor_takes_the_same_step(make, tolerance):
+    model = make()
+    compiled(model, "denoiser")
+    assert_same(step(model), step(make()), tolerance)
+
+
+def test_the_channels_last_layout_takes_the_same_step(make, tolerance):
+    model = make()
+    engine = LocalEngine(model, Training(channels_last=True))
+    weight = model.decoder.denoiser.backbone.module.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert_same(step(model, engine.model, engine.place), step(make()), tolerance)
+
+
+def test_a_model_without_denoiser_is_not_compiled_as_one():
+    model = slot_attention(num_slots=3, slot_dim=8, image_size=16, encoder=CNN(8, stride=4))
+    with pytest.raises(ConfigError, match=r"training\.compile=denoiser needs a latent-diffusion decoder"):
+        LocalEngine(model, Training(compile="denoiser"))
