@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from ocl.errors import ConfigError, ShapeError
@@ -45,10 +44,9 @@ class SlotAutoencoder(nn.Module):
         return Output(features=features, slots=slots, decoding=self._decode(slots, batch, features, generator, mismatch))
 
     def encode(self, image: Tensor, *, generator: Randomness = None, noise: Tensor | None = None) -> tuple[Features, Slots]:
-        """Image [B, 3, H, W] in [0, 1] -> its features and slots, without decoding. One generator, or `noise` as well."""
+        """Image [B, 3, H, W] in [0, 1] -> its features and slots, without decoding."""
         features = self.encoder(image)
-        own = generator if isinstance(generator, torch.Generator) else None
-        return features, self.slot_module(features, self.init(len(image), generator=own, noise=noise))
+        return features, self.slot_module(features, self.init(len(image), generator=generator, noise=noise))
 
     def _decode(self, slots: Slots, batch: Batch, features: Features, generator: Randomness, mismatch: Mismatch | None) -> Decoding:
         if mismatch is None or not mismatch.decode:

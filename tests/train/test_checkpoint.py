@@ -14,6 +14,7 @@ from torch import nn
 
 from ocl.errors import CheckpointError
 from ocl.train import LocalEngine, Training, checkpoint, load_model
+from ocl.train.checkpoint import Snapshot
 from ocl.train.files import read_tensors, write_tensors
 
 
@@ -32,11 +33,11 @@ def trained(tmp_path, finished):
 
 
 def save(run, step, keep=2, size=10):
-    def write(folder):
-        write_tensors(folder / "model.safetensors", {"value": torch.full((size,), float(step))})
-        return {}
-
-    return checkpoint.save(run, write, step=step, samples=step * 4, seed=0, keep=keep)
+    folder = checkpoint.prepare(run, step)
+    with checkpoint.guarded(run, step):
+        snapshot = Snapshot({"model.safetensors": {"value": torch.full((size,), float(step))}}, {})
+        files = snapshot.write(folder)
+    return checkpoint.finish(run, files=files, engine={}, step=step, samples=step * 4, seed=0, keep=keep)
 
 
 def test_a_checkpoint_holds_what_the_design_says(trained):
