@@ -47,6 +47,7 @@ class DeepSpeedEngine(Engine):
         except ImportError as error:
             raise MissingExtra("runs on several processes", "deepspeed", "deepspeed") from error
         deepspeed.utils.logger.setLevel(logging.WARNING)
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled now, and waits for dead processes
         self.device, self.world, self._training = torch.device(device), world, training
         self._plain = model.to(self.device)
         self._trained = trained_parameters(model)

@@ -95,6 +95,11 @@ class World:
         self._raise_any([error], error)
         return result  # type: ignore[no-any-return]
 
+    def leave(self) -> None:
+        """Part from the other processes, who need not be there any more."""
+        if self.size > 1 or self.group is not None:
+            dist.destroy_process_group()
+
     @contextmanager
     def talking(self) -> Iterator[None]:
         """Inside, what torch raises when another process is gone becomes a ProcessError."""
