@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -47,6 +48,7 @@ class DeepSpeedEngine(Engine):
         except ImportError as error:
             raise MissingExtra("runs on several processes", "deepspeed", "deepspeed") from error
         deepspeed.utils.logger.setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", ".torch.distributed.* is deprecated", FutureWarning)  # calls of deepspeed's, not ours
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled now, and waits for dead processes
         self.device, self.world, self._training = torch.device(device), world, training
         self._plain = model.to(self.device)
