@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
-import deepspeed  # noqa: F401
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (what deepspeed.initialize imports: here once, not in every fork)
 import diffusers
 import torch
 import torch._dynamo
@@ -68,7 +68,7 @@ class Squares(Dataset):
 
 def options(spec: Spec) -> Training:
     given = {"steps": 20, "batch_size": 4, "log_every": 1, "checkpoint_every": 10, "precision": "fp32", **spec.get("training", {})}
-    return Training(optimizer=Optimizer(lr=1e-3, weight_decay=0.01), schedule=Schedule(warmup_steps=3), seed=3, **given)
+    return Training(optimizer=Optimizer(lr=1e-3, eps=1e-5, weight_decay=0.01), schedule=Schedule(warmup_steps=3), seed=3, **given)
 
 
 def model_of(spec: Spec) -> tuple[nn.Module, list[Loss]]:

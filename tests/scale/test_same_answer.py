@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from ocl.train.moments import Moments
 
-EMA = {"ema": 0.9, "keep_checkpoints": 3, "checkpoint_every": 5}
-SHORT = {**EMA, "steps": 10}
+EMA = {"ema": 0.9, "keep_checkpoints": 5, "checkpoint_every": 5}
+SHORT = {**EMA, "steps": 5}
 OFFLOAD = {"device": "cpu"}
 
 
@@ -21,18 +21,13 @@ def spec(name, size, stage=0, training=EMA, **more):
 PLAN = [
     spec("local", 0),
     *(spec(f"two-{stage}", 2, stage, evaluate="weights" if stage == 3 else "") for stage in range(4)),
-    spec("one-3", 1, 3, SHORT),
-    spec("separate-2", 2, 2, SHORT, denoiser={"passes": "separate"}),
     spec("checkpointing-3", 2, 3, SHORT, denoiser={"checkpointing": True}),
-    spec("local-bf16", 0, training={**SHORT, "precision": "bf16"}),
-    spec("bf16-2", 2, 2, {**SHORT, "precision": "bf16"}),
-    spec("local-fp16", 0, training={**SHORT, "precision": "fp16"}),
-    spec("fp16-3", 2, 3, {**SHORT, "precision": "fp16"}),
+    spec("scaled-2", 2, 2, {**SHORT, "precision": "fp16"}),
 ]
 MORE = [
     spec("local", 0),
-    *(spec(f"one-{stage}", 1, stage) for stage in range(3)),
-    *(spec(f"separate-{stage}", 2, stage, denoiser={"passes": "separate"}) for stage in (0, 1, 3)),
+    *(spec(f"one-{stage}", 1, stage) for stage in range(4)),
+    *(spec(f"separate-{stage}", 2, stage, denoiser={"passes": "separate"}) for stage in range(4)),
     *(spec(f"checkpointing-{stage}", 2, stage, denoiser={"checkpointing": True}) for stage in range(3)),
     spec("no-trunk-3", 2, 3, denoiser={"share_trunk": False, "checkpointing": True, "passes": "separate"}),
     spec("overlap-2", 2, 2, zero={"overlap_comm": True}),
@@ -48,11 +43,12 @@ MORE = [
     spec("local-accumulate", 0, training={**EMA, "accumulate": 2}),
     *(spec(f"accumulate-{stage}", 2, stage, {**EMA, "accumulate": 2}) for stage in range(4)),
     spec("local-bf16", 0, training={**EMA, "precision": "bf16"}),
-    *(spec(f"bf16-{stage}", 2, stage, {**EMA, "precision": "bf16"}) for stage in (0, 1, 3)),
+    *(spec(f"bf16-{stage}", 2, stage, {**EMA, "precision": "bf16"}) for stage in range(4)),
     spec("local-fp16", 0, training={**EMA, "precision": "fp16"}),
-    *(spec(f"fp16-{stage}", 2, stage, {**EMA, "precision": "fp16"}) for stage in (0, 1, 2)),
+    *(spec(f"fp16-{stage}", 2, stage, {**EMA, "precision": "fp16"}) for stage in range(4)),
 ]
-REFERENCES = {"bf16": torch.bfloat16, "fp16": torch.float16, "accumulate": torch.float32, "learned": torch.float32}
+REFERENCES = {"bf16", "fp16", "accumulate", "learned"}  # kinds that have a local run of their own
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "scaled": torch.float16}
 
 
 def names(plan):
@@ -75,13 +71,13 @@ def lines_of(run):
 
 def assert_same(runs, name, tolerance):
     kind = name.rpartition("-")[0]
-    close = tolerance[REFERENCES.get(kind, torch.float32)]
+    close = tolerance[DTYPES.get(kind, torch.float32)]
     ours, theirs = (lines_of(runs[each]) for each in (name, f"local-{kind}" if kind in REFERENCES else "local"))
     theirs = theirs[: len(ours)]
-    assert len(ours) in (10, 20) and len(theirs) == len(ours)
+    assert len(ours) in (5, 20) and len(theirs) == len(ours)
     for key in ("loss/Reconstruction", "loss/ContrastiveAlignment", "grad_norm"):
         found, wanted = (torch.tensor([line[key] for line in each]) for each in (ours, theirs))
-        assert wanted.isfinite().all() and wanted.unique().numel() > 5
+        assert wanted.isfinite().all()
         torch.testing.assert_close(found, wanted, **close)
     assert [(line["step"], line["samples"]) for line in ours] == [(line["step"], line["samples"]) for line in theirs]
     step = f"checkpoints/step-{len(ours):08d}"
@@ -92,11 +88,9 @@ def assert_same(runs, name, tolerance):
 
 
 def assert_close_weights(found, wanted, close):
-    """Adam divides by the root of the second moment, so a rounding of a gradient near zero may move a weight by a share of the
-    learning rate (1e-3) in each step: that much is allowed beside the dtype's own tolerance."""
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=close["rtol"], atol=max(close["atol"], 2e-4), msg=name)
+        torch.testing.assert_close(found[name], value, **close, msg=name)
 
 
 def assert_close_moments(mine, other, close):
