@@ -94,15 +94,18 @@ def finish(
 
 @contextmanager
 def guarded(run: Path, step: int) -> Iterator[None]:
-    """Inside, a disk that fills up becomes a CheckpointError; nothing half-written stays, older checkpoints are intact."""
-    final = _name(run, step)
+    """Inside, a disk that fills up becomes a CheckpointError. What was begun is still to be discarded."""
     try:
         yield
     except WRITE_ERRORS as error:
-        shutil.rmtree(run / "checkpoints" / f"{_WRITING}{final.name}", ignore_errors=True)
         raise CheckpointError(
-            f"{final} could not be written ({error}); training stopped, {_last(run)}; free some space and resume."
+            f"{_name(run, step)} could not be written ({error}); training stopped, {_last(run)}; free some space and resume."
         ) from error
+
+
+def discard(run: Path, step: int) -> None:
+    """Remove what was begun of a checkpoint, once no process writes to it any more."""
+    shutil.rmtree(run / "checkpoints" / f"{_WRITING}{_name(run, step).name}", ignore_errors=True)
 
 
 def complete(run: Path) -> list[Path]:

@@ -70,12 +70,17 @@ class Saver:
             return
         begun, self._begun = self._begun, None
         world, training = self._engine.world, self._training
-        own = world.together(begun.written.result)
-        files = {name: found for each in world.gather(own) for name, found in each.items()}
-        self.last = world.first(lambda: checkpoint.finish(
-            self._run, files=files, engine=begun.state, step=begun.step, samples=begun.samples, seed=training.seed,
-            keep=training.keep_checkpoints,
-        ))  # fmt: skip
+        try:
+            own = world.together(begun.written.result)
+            files = {name: found for each in world.gather(own) for name, found in each.items()}
+            self.last = world.first(lambda: checkpoint.finish(
+                self._run, files=files, engine=begun.state, step=begun.step, samples=begun.samples, seed=training.seed,
+                keep=training.keep_checkpoints,
+            ))  # fmt: skip
+        except CheckpointError:
+            if world.is_first:
+                checkpoint.discard(self._run, begun.step)
+            raise
 
     def _write(self, snapshot: Snapshot, folder: Path, step: int) -> dict[str, dict[str, Any]]:
         with checkpoint.guarded(self._run, step):

@@ -3,9 +3,10 @@
     python program.py PLAN.json
 
 PLAN is a list of runs: {"run": folder, "size": 2 (0: the local engine), "model": "coda" or "slots", "zero": {"stage": 2}, "training":
-{...}, "denoiser": {...}, "kills": [...]}. Processes are forked from this one, which has imported everything, so that a start
+{...}, "denoiser": {...}, "kills": [...], "trouble": {...}}. Processes are forked from this one, which has imported everything, so that a start
 costs less than a second. Each run ends with one line on standard output: its folder, and how each of its processes ended.
 
+A trouble is {"rank": 1, "nan_at": step}, {"rank": 1, "file_limit": bytes} or {"hangs": true} (every fifth sample never comes).
 A kill is {"rank": 0, 1 or "all", "after": batches read since the start, "wait": seconds} or {"rank": 0 or 1, "operation": n}: the
 n-th write, sync, rename or removal in a checkpoint. As torchrun does, the rest is killed when one process ends badly, and the run
 is started again with resume.
@@ -14,7 +15,9 @@ is started again with resume.
 from __future__ import annotations
 
 import json
+import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -31,7 +34,7 @@ import torch
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 import transformers  # noqa: F401
-from torch import nn
+from torch import Tensor, nn
 
 import ocl.train.checkpoint
 import ocl.train.engine_deepspeed
@@ -45,25 +48,42 @@ from ocl.interfaces import Loss
 from ocl.losses import ContrastiveAlignment, Reconstruction
 from ocl.models import coda, slot_attention
 from ocl.train import DeepSpeed, Local, Optimizer, Schedule, Training, fit
-from ocl.types import Batch
+from ocl.types import Batch, Step
 
 Spec = Mapping[str, Any]
 SIZE = 16
 PATIENCE = 120  # seconds for which any of these runs may be silent
+GRACE = 20  # seconds that the others have to end by themselves after one ended badly
 
 
 class Squares(Dataset):
-    """A hundred small images, each a bright square on noise."""
+    """A hundred small images, each a bright square on noise. Some of them may never come."""
+
+    def __init__(self, hangs: bool = False) -> None:
+        self.hangs = hangs
 
     def __len__(self) -> int:
         return 100
 
     def __getitem__(self, index: int) -> Sample:
+        if self.hangs and index % 5 == 0:
+            time.sleep(3600)
         generator = torch.Generator().manual_seed(index)
         image = torch.randint(0, 60, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
         top, left = torch.randint(0, SIZE - 4, (2,), generator=generator).tolist()
         image[index % 3, top : top + 4, left : left + 4] = 250
         return Sample(image=image, key=f"square-{index}")
+
+
+class Poisoned(Loss):
+    """NaN from one step on."""
+
+    def __init__(self, first_bad: int) -> None:
+        super().__init__()
+        self.first_bad = first_bad
+
+    def forward(self, step: Step) -> Tensor:
+        return step.output.decoding.error().mean() * (math.nan if step.index >= self.first_bad else 1.0)
 
 
 def options(spec: Spec) -> Training:
@@ -92,13 +112,19 @@ def train(spec: Spec) -> None:
     setup = DeepSpeed(config=written(run, spec), timeout=PATIENCE) if spec["size"] else Local()
     place = setup.start(training, torch.device("cpu"))
     engine = setup.build(model, training, place)
-    world = place.world
+    world, trouble = place.world, spec.get("trouble", {})
+    if trouble.get("rank") == world.rank:
+        if "nan_at" in trouble:
+            losses = [Poisoned(trouble["nan_at"])]
+        if "file_limit" in trouble:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (trouble["file_limit"], resource.RLIM_INFINITY))
 
     def stream(start: int) -> Iterator[Batch]:
         notes = os.open(run / f"read-{world.rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for batch in batches(
-            Squares(), batch_size=training.batch_size, seed=3, start=start, rank=world.rank, size=world.size, workers=training.workers
-        ):
+            Squares(trouble.get("hangs", False)), batch_size=training.batch_size, seed=3, start=start, rank=world.rank, size=world.size,
+            workers=training.workers, timeout=training.data_timeout,
+        ):  # fmt: skip
             os.write(notes, b".")
             yield batch
 
@@ -181,8 +207,8 @@ def once(spec: Spec, kill: Spec) -> list[str]:
                 if rank not in ended:
                     os.kill(children[rank], getattr(signal, kill.get("signal", "SIGKILL")))
             kill = {}
-        if any(how != "exit 0" for how in ended.values()) and time.monotonic() + 5 < deadline:
-            deadline = time.monotonic() + 5
+        if any(how != "exit 0" for how in ended.values()) and time.monotonic() + GRACE < deadline:
+            deadline = time.monotonic() + GRACE
         if time.monotonic() > deadline:
             for rank in range(count):
                 if rank not in ended:
@@ -198,7 +224,10 @@ def size_of(path: Path) -> int:
 def main() -> None:
     torch.set_num_threads(1)
     diffusers.utils.logging.disable_progress_bar()
-    for spec in json.loads(Path(sys.argv[1]).read_text()):
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    for spec in plan[:1]:
+        model_of(spec)  # imports what models import lazily
+    for spec in plan:
         ends = [once(spec, kill) for kill in spec.get("kills", [])]
         if not spec.get("only_kills"):
             ends.append(once(spec, {}))
