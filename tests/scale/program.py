@@ -67,7 +67,7 @@ class Squares(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         if self.hangs and index % 5 == 0:
-            time.sleep(3600)
+            time.sleep(60)
         generator = torch.Generator().manual_seed(index)
         image = torch.randint(0, 60, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
         top, left = torch.randint(0, SIZE - 4, (2,), generator=generator).tolist()
