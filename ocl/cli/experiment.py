@@ -91,7 +91,7 @@ def experiment_parser(prog: str) -> ArgumentParser:
         "held_out": ("what to score during training; null for nothing", None),
         "losses": ("their sum is minimised", [{"class_path": _path(Reconstruction)}]),
         "training": ("steps, batch, optimizer, precision, what is written when", Training()),
-        "engine": ("Local, or DeepSpeed for several processes; changes where a run computes, not what", {"class_path": _path(Local)}),
+        "engine": ("Local, or DeepSpeed for several processes: where a run computes, not what", {"class_path": _path(Local)}),
     }
     for name, (text, default) in helps.items():
         parser.add_argument(f"--{name}", type=PARTS[name], default=default, required=name == "model", help=text)

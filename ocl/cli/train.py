@@ -24,9 +24,9 @@ from ocl.train.loop import check_losses
 FREE_TO_CHANGE = frozenset(
     f"training.{name}"
     for name in (
-        "steps", "workers", "data_timeout", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "write_in_background",
-        "compile", "track", "peak_tflops", "profile",
-    )  # fmt: skip
+        "steps", "workers", "data_timeout", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
+        "write_in_background", "compile", "track", "peak_tflops", "profile",
+    )
 )  # and everything about the engine
 
 

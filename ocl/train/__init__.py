@@ -8,6 +8,6 @@ from ocl.train.setup import DeepSpeed, EngineSetup, Local
 from ocl.train.world import World
 
 __all__ = [
-    "DeepSpeed", "Engine", "EngineSetup", "Evaluate", "Local", "LocalEngine", "Optimizer", "Outcome", "Schedule", "Stream", "Training",
-    "World", "fit", "load_model",
+    "DeepSpeed", "Engine", "EngineSetup", "Evaluate", "Local", "LocalEngine", "Optimizer", "Outcome", "Schedule", "Stream",
+    "Training", "World", "fit", "load_model",
 ]  # fmt: skip

@@ -68,8 +68,9 @@ def prepare(run: Path, step: int) -> Path:
 
 
 def finish(
-    run: Path, *, files: Mapping[str, Mapping[str, Any]], engine: Mapping[str, Any], step: int, samples: int, seed: int, keep: int = 2
-) -> Path:
+    run: Path, *, files: Mapping[str, Mapping[str, Any]], engine: Mapping[str, Any], step: int, samples: int, seed: int,
+    keep: int = 2,
+) -> Path:  # fmt: skip
     """Turn the hidden folder, in which all `files` lie, into the checkpoint, then remove all but the newest `keep`.
 
     engine: JSON values for `Engine.load`. run/config.yaml is copied if present. Returns the folder.

@@ -83,7 +83,7 @@ def check(config: Mapping[str, Any], training: Training, *, device: str, size: i
             raise ConfigError(f"{name}: {key}.device must be cpu or none, got {where}; trained weights fit there.")
     for key in _ZEROPP:
         if zero.get(key) and device != "cuda":
-            raise ConfigError(f"{name}: {key} (ZeRO++) needs CUDA devices and deepspeed's compiled quantizer; leave it out on a CPU.")
+            raise ConfigError(f"{name}: {key} (ZeRO++) needs CUDA devices and deepspeed's compiled quantizer; leave it out here.")
         if zero.get(key) and training.precision == "fp32":
             raise ConfigError(f"{name}: {key} (ZeRO++) rounds what is sent, which fp32 forbids; set training.precision=bf16.")
     group = zero.get("zero_hpz_partition_size", 1)

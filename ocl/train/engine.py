@@ -144,7 +144,7 @@ class LocalEngine(Engine):
             self._average = MovingAverage(self._plain, self._average.decay)
         fill(self._plain, folder / MODEL)
         moments = Moments(folder)
-        tensors = {key: moments.whole(key, _shape(self._trained, key)) for key in moments.keys()}
+        tensors = {key: moments.whole(key, _shape(self._trained, key)) for key in moments.names}
         optimizer.load_state(self._optimizer, self._trained, tensors)
         if self._scaler.is_enabled() and state["scaler"]:
             self._scaler.load_state_dict(dict(state["scaler"]))

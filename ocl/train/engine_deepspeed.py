@@ -10,7 +10,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -171,7 +171,7 @@ class DeepSpeedEngine(Engine):
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
         check_average(folder, self._average is not None)
         saved = Moments(folder)
-        check_names(saved.keys(), self._trained)
+        check_names(saved.names, self._trained)
         if self._average is not None:
             self._average.load(read_tensors(folder / AVERAGE))
         self._fill(folder)
@@ -212,7 +212,7 @@ class DeepSpeedEngine(Engine):
         return found
 
     def _load_piece(self, base: torch.optim.Optimizer, piece: Piece, saved: Moments) -> None:
-        if f"{piece.name}.exp_avg" not in saved.keys():
+        if f"{piece.name}.exp_avg" not in saved.names:
             return
         state = base.state[piece.flat]
         if not state:
@@ -236,7 +236,7 @@ def _check_statistics(model: nn.Module, world: World) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and module.training:
             raise ConfigError(
-                f"{name} is a BatchNorm in training: with {world.size} processes each would see other statistics; freeze it, or use "
+                f"{name} is a BatchNorm in training: each of {world.size} processes would see other statistics; freeze it, or use "
                 "GroupNorm or LayerNorm."
             )
 

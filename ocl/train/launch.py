@@ -43,7 +43,7 @@ def read_launcher(variables: Mapping[str, str] = os.environ) -> Launch:
         rank, size, local_rank, port = (int(given[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"))
     except ValueError as error:
         raise ConfigError(f"the launcher's variables must be whole numbers ({error}); {_EXAMPLE}.") from error
-    if not (0 <= rank < size and 0 <= local_rank and 0 < port < 65536):
+    if not (0 <= rank < size and local_rank >= 0 and 0 < port < 65536):
         found = ", ".join(f"{name}={given[name]}" for name in _NEEDED)
         raise ConfigError(f"the launcher's variables contradict one another ({found}); {_EXAMPLE}.")
     return Launch(rank, size, local_rank, given["MASTER_ADDR"], port)

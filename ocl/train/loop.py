@@ -52,10 +52,10 @@ def fit(
     """Minimise the sum of `losses` for `training.steps` updates; write checkpoints, log.jsonl and tensorboard/ into `run`.
 
     With `resume`, continue from the newest checkpoint of `run` (or start, if there is none) to the very weights that an
-    uninterrupted run reaches: every random draw follows from training.seed and the number of the sample, the data from the samples consumed.
+    uninterrupted run reaches: random draws follow from training.seed and the number of the sample, data from the samples consumed.
     SIGINT and SIGTERM finish the step, write a checkpoint and return.
-    On several processes (engine.world) each call of `batches` gives that process its share (`ocl.data.order.share`) of a batch;
-    process 0 writes, and evaluates while the others wait.
+    On several processes (engine.world) each call of `batches` gives that process its share of a batch
+    (`ocl.data.order.share`); process 0 writes, and evaluates while the others wait.
     Raises CheckpointError if `run` holds checkpoints and `resume` is false, if one is damaged or belongs to another model,
     or if the disk is full; RangeError if a loss is not finite. The last good checkpoint stays intact in each case.
     """

@@ -43,9 +43,10 @@ class Moments:
                 key, _, start = saved.partition("@")
                 self._pieces.setdefault(key, []).append((int(start or 0), path, saved))
 
-    def keys(self) -> Iterable[str]:
+    @property
+    def names(self) -> frozenset[str]:
         """'<parameter name>.<moment>' of every tensor."""
-        return self._pieces.keys()
+        return frozenset(self._pieces)
 
     def whole(self, key: str, shape: Sequence[int]) -> Tensor:
         """One tensor. One that was written whole keeps its own shape, so that the caller can see that it does not fit."""

@@ -27,17 +27,18 @@ class Piece:
 
 
 def pieces(optimizer: Any, trained: Mapping[str, nn.Parameter], stage: int, world: World) -> list[Piece]:
-    """What this process updates. Read from attributes of DeepSpeed's optimizers that are not documented; tests/scale checks them."""
+    """What this process updates. Read from undocumented attributes of DeepSpeed's optimizers; tests/scale checks them."""
     if stage == 0:
         return [Piece(name, value, 0, 0, value.numel()) for name, value in trained.items()]
     names = {id(value): name for name, value in trained.items()}
     if stage == 3:
         return [_third(optimizer, names[id(value)], value, world.rank) for value in trained.values()]
     return [
-        Piece(names[id(value)], flat, held.hp_fragment_address.start, held.lp_fragment_address.start, held.hp_fragment_address.numel)
+        Piece(names[id(value)], flat, in_flat.start, in_weight.start, in_flat.numel)
         for flat, group in zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True)
         for value in group
         if (held := value._hp_mapping) is not None
+        for in_flat, in_weight in [(held.hp_fragment_address, held.lp_fragment_address)]
     ]
 
 

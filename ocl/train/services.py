@@ -26,7 +26,7 @@ class Service(ABC):
 
 @final
 class WeightsAndBiases(Service):
-    """https://docs.wandb.ai; project, entity and WANDB_MODE (offline keeps the record in the run folder) come from its variables."""
+    """https://docs.wandb.ai; project, entity and WANDB_MODE (offline: kept in the run folder) come from variables."""
 
     def __init__(self, run: Path) -> None:
         try:

@@ -2,9 +2,10 @@
 
     python program.py PLAN.json
 
-PLAN is a list of runs: {"run": folder, "size": 2 (0: the local engine), "model": "coda" or "slots", "zero": {"stage": 2}, "training":
-{...}, "denoiser": {...}, "kills": [...], "trouble": {...}}. Processes are forked from this one, which has imported everything, so that a start
-costs less than a second. Each run ends with one line on standard output: its folder, and how each of its processes ended.
+PLAN is a list of runs: {"run": folder, "size": 2 (0: the local engine), "model": "coda" or "slots", "zero": {"stage": 2},
+"training": {...}, "denoiser": {...}, "kills": [...], "trouble": {...}}. Processes are forked from this one, which has imported
+everything, so that a start costs less than a second. Each run ends with one line on standard output: its folder, and how each
+of its processes ended.
 
 A trouble is {"rank": 1, "nan_at": step}, {"rank": 1, "file_limit": bytes} or {"hangs": true} (every fifth sample never comes).
 A kill is {"rank": 0, 1 or "all", "after": batches read since the start, "wait": seconds} or {"rank": 0 or 1, "operation": n}: the
@@ -32,7 +33,7 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (what deepspeed
 import diffusers
 import torch
 import torch._dynamo
-import torch.utils.tensorboard  # noqa: F401
+import torch.utils.tensorboard
 import transformers  # noqa: F401
 from torch import Tensor, nn
 
@@ -122,8 +123,8 @@ def train(spec: Spec) -> None:
     def stream(start: int) -> Iterator[Batch]:
         notes = os.open(run / f"read-{world.rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for batch in batches(
-            Squares(trouble.get("hangs", False)), batch_size=training.batch_size, seed=3, start=start, rank=world.rank, size=world.size,
-            workers=training.workers, timeout=training.data_timeout,
+            Squares(trouble.get("hangs", False)), batch_size=training.batch_size, seed=3, start=start, rank=world.rank,
+            size=world.size, workers=training.workers, timeout=training.data_timeout,
         ):  # fmt: skip
             os.write(notes, b".")
             yield batch

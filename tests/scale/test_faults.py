@@ -79,8 +79,9 @@ def test_a_signal_to_one_process_saves_and_stops_all(outcome):
 def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_names_its_samples(outcome):
     assert ends_of(outcome, "nan") == [["exit 1", "exit 1"]]
     for rank in (0, 1):
-        assert "RangeError: training expects a finite loss and gradient, but at step 9 the loss (nan)" in said(outcome, "nan", rank)
-        assert "on samples [square-" in said(outcome, "nan", rank) and "step-00000008, which is intact" in said(outcome, "nan", rank)
+        text = said(outcome, "nan", rank)
+        assert "RangeError: training expects a finite loss and gradient, but at step 9 the loss (nan)" in text
+        assert "on samples [square-" in text and "step-00000008, which is intact" in text
     weights = load_file(checkpoint.latest(outcome[0]["nan"]) / "model.safetensors")
     assert all(value.isfinite().all() for value in weights.values())
 

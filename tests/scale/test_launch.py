@@ -15,7 +15,8 @@ from ocl.train.launch import Launch, read_launcher
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
-SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1", "SLURM_JOB_ID": "123456"}
+SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1",
+         "SLURM_JOB_ID": "123456"}  # fmt: skip
 CONFIGS = sorted((ROOT / "configs/deepspeed").glob("*.json"))
 
 
@@ -66,11 +67,11 @@ def check(zero=None, *, device="cpu", size=2, more=None, **training):
         (dict(batch_size=5), "training.batch_size=5 cannot be divided among 2 processes; choose a multiple of 2"),
         (dict(batch_size=6, size=4, accumulate=2), r"batch_size x accumulate = 12 images"),
         (dict(zero={"stage": 2, "offload_param": {"device": "cpu"}}), "offload_param needs zero_optimization.stage 3, got stage 2"),
-        (dict(zero={"stage": 0, "offload_optimizer": {"device": "cpu"}}), "offload_optimizer needs zero_optimization.stage 1, 2 or 3"),
+        (dict(zero={"stage": 0, "offload_optimizer": {"device": "cpu"}}), "offload_optimizer needs zero_optimization.stage 1"),
         (dict(zero={"stage": 3, "offload_param": {"device": "nvme"}}), "offload_param.device must be cpu or none, got nvme"),
         (dict(zero={"stage": 3, "zero_quantized_weights": True}, precision="bf16"), r"\(ZeRO\+\+\) needs CUDA devices"),
         (dict(zero={"stage": 3, "zero_quantized_weights": True}, device="cuda"), "which fp32 forbids"),
-        (dict(zero={"stage": 1, "zero_quantized_weights": True}, device="cuda", precision="bf16"), "needs zero_optimization.stage 3"),
+        (dict(zero={"stage": 1, "zero_quantized_weights": True}, device="cuda", precision="bf16"), "needs zero_optimiz.* 3"),
         (dict(zero={"stage": 3, "zero_hpz_partition_size": 3}), "must divide the number of processes, 2, got 3"),
         (dict(zero={"stage": 1, "zero_hpz_partition_size": 2}), "zero_hpz_partition_size needs zero_optimization.stage 3"),
         (dict(more={"communication_data_type": "fp16"}), "communication_data_type=fp16 does not go with training.precision=fp32"),
@@ -172,7 +173,8 @@ def test_a_timeout_that_makes_no_sense():
 SCRIPT = """
 import os, socket, sys
 taken = socket.socket(); taken.bind(("", 0)); taken.listen()
-os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+os.environ["MASTER_PORT"] = str(taken.getsockname()[1])
 from ocl.cli.main import main
 words = ["train", "--config", sys.argv[1], "--run", sys.argv[2], "--device", "cpu", "--engine", "DeepSpeed"]
 assert main(words) == 2

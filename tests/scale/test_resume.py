@@ -46,7 +46,7 @@ def losses_of(run):
 def state_of(run, step=12):
     folder = run / f"checkpoints/step-{step:08d}"
     moments, weights = Moments(folder), load_file(folder / "model.safetensors")
-    whole = {key: moments.whole(key, weights.get(key.rpartition(".")[0], torch.empty(())).shape) for key in moments.keys()}
+    whole = {key: moments.whole(key, weights.get(key.rpartition(".")[0], torch.empty(())).shape) for key in moments.names}
     return {**weights, **{f"ema {name}": value for name, value in load_file(folder / "ema.safetensors").items()}, **whole}
 
 
