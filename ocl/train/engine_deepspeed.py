@@ -151,9 +151,10 @@ class DeepSpeedEngine(Engine):
             for hook in (*offload.forward_hooks, *offload.backward_hooks):
                 hook.remove()
             offload.forward_hooks, offload.backward_hooks = [], []
-            yield
-            offload._register_deepspeed_module(offload.module)
-            hook_dataclasses(self._units)
+            try:
+                yield
+            finally:
+                offload._register_deepspeed_module(offload.module)
 
     def snapshot(self, *, copy: bool = False) -> Snapshot:
         files: dict[str, Mapping[str, Tensor]] = {}

@@ -60,7 +60,7 @@ class MLflow(Service):
         replace_text(run / "mlflow.id", self._id)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        named = {name.replace("[", "(").replace("]", ")"): value for name, value in values.items()}  # its names hold no brackets
+        named = {name.replace("[", " ").replace("]", ""): value for name, value in values.items()}  # its names hold no brackets
         self._mlflow.log_metrics(named, step=step, run_id=self._id)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 
@@ -71,6 +72,6 @@ def hook_dataclasses(units: Units) -> None:
 
 
 def _fetch_before_backward(module: Any, inputs: Any, output: Any) -> Any:
-    if not is_dataclass(output):
+    if not is_dataclass(output) or not torch.is_grad_enabled():
         return None
     return with_tensors(output, (module.pre_bwd_fn.apply(tensor) for tensor in tensors_of(output)))

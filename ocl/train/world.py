@@ -15,7 +15,7 @@ from torch import Tensor
 from ocl.errors import OCLError, ProcessError
 
 T = TypeVar("T")
-_GONE = ("connection", "peer", "timed out", "timeout", "broken pipe", "socket", "store", "ncclremoteerror", "watchdog")
+_GONE = ("connection", "peer", "timed out", "broken pipe", "socket", "gloo", "nccl")
 
 
 @final

@@ -129,7 +129,7 @@ def train(spec: Spec) -> None:
             os.write(notes, b".")
             yield batch
 
-    scores = {"weights": lambda model, step: {"sum": sum(value.double().abs().sum().item() for value in model.parameters())}}
+    scores = {"weights": lambda model, step: {"sum": sum(value.double().abs().sum().item() for value in model.slot_module.parameters())}}
     outcome = fit(engine, losses, stream, training, run=run, resume=True, evaluate=scores.get(spec.get("evaluate", "")))
     world.leave()
     print(f"rank {world.rank} ended at {outcome.step} by {outcome.stopped_by}", flush=True)

@@ -188,7 +188,7 @@ def test_a_port_in_use_and_a_process_that_never_comes(tmp_path):
     path.write_text(NOWHERE.replace("BATCH", "4").replace("PAIRING", "halves"))
     command = [sys.executable, "-c", SCRIPT, str(path), str(tmp_path / "run")]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "is used by another program, perhaps another run; set MASTER_PORT" in done.stderr
     assert "ProcessError: process 0 of 2 could not meet the others" in done.stderr

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from ocl.train.moments import Moments
 
 EMA = {"ema": 0.9, "keep_checkpoints": 5, "checkpoint_every": 5}
+EVALUATED = {**EMA, "eval_every": 10}
 SHORT = {**EMA, "steps": 5}
 OFFLOAD = {"device": "cpu"}
 
@@ -19,8 +20,8 @@ def spec(name, size, stage=0, training=EMA, **more):
 
 
 PLAN = [
-    spec("local", 0),
-    *(spec(f"two-{stage}", 2, stage, evaluate="weights" if stage == 3 else "") for stage in range(4)),
+    spec("local", 0, training=EVALUATED, evaluate="weights"),
+    *(spec(f"two-{stage}", 2, stage, EVALUATED, evaluate="weights") for stage in range(4)),
     spec("checkpointing-3", 2, 3, SHORT, denoiser={"checkpointing": True}),
     spec("scaled-2", 2, 2, {**SHORT, "precision": "fp16"}),
 ]
@@ -128,7 +129,10 @@ def test_only_trained_weights_are_saved_and_each_process_writes_a_part_of_the_mo
     assert not any("autoencoder" in key or ".attn1." in key or ".to_q." in key for key in saved if key.startswith("decoder"))
 
 
-def test_evaluation_at_stage_3_sees_the_average(runs):
-    folder = runs["two-3"] / "checkpoints/step-00000020"
+@pytest.mark.parametrize("stage", range(4))
+def test_evaluation_sees_the_average_and_does_not_disturb_training(runs, stage):
+    ours, theirs = ([line["eval/sum"] for line in lines_of(runs[name]) if "eval/sum" in line] for name in (f"two-{stage}", "local"))
+    assert len(ours) == 2 and ours == pytest.approx(theirs, rel=1e-6)
+    folder = runs[f"two-{stage}"] / "checkpoints/step-00000020"
     average, weights = (load_file(folder / f"{name}.safetensors") for name in ("ema", "model"))
-    assert any(not torch.equal(average[name], weights[name]) for name in weights)
+    assert sum((average[name] - weights[name]).abs().sum().item() for name in weights) > 1e-3
