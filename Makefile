@@ -60,7 +60,7 @@ $(READY): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel pybind11 -c constraints.txt
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[data,diffusion,dev]"
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[data,deepspeed,diffusion,dev]"
 	@$(BIN)/python -c "from ocl.ops import native_summary; print('ocl native code:', native_summary())"
 	@touch $(READY)
 

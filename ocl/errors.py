@@ -28,6 +28,10 @@ class CheckpointError(OCLError):
     """A checkpoint is incomplete, damaged, or belongs to another configuration."""
 
 
+class ProcessError(OCLError):
+    """A run on several processes lost one of them, or they did not find one another."""
+
+
 class MissingExtra(OCLError, ImportError):
     """An optional dependency is needed and not installed."""
 

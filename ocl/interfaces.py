@@ -8,7 +8,6 @@ from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from ocl.types import Batch, Conditioning, Decoding, Denoised, Features, Mismatch, Randomness, Slots, Step
@@ -55,7 +54,7 @@ class SlotInit(nn.Module, metaclass=Part):
     slot_dim: int
 
     @abstractmethod
-    def forward(self, batch_size: int, *, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor: ...
+    def forward(self, batch_size: int, *, generator: Randomness = None, noise: Tensor | None = None) -> Tensor: ...
 
 
 class SlotModule(nn.Module, metaclass=Part):

@@ -24,8 +24,9 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # vis: pictures of what was done, it imports none of them; generate: what an analysis draws, it does not import evaluate
 SIDEWAYS = {("evaluate", "vis"), ("train", "vis"), ("generate", "vis"), ("evaluate", "generate"), ("pretrain", "train")}
 HEAVY = {
-    "bitsandbytes", "datasets", "deepspeed", "diffusers", "huggingface_hub", "lightning", "matplotlib", "peft", "pycocotools",
-    "skimage", "sklearn", "tensorboard", "tensorflow", "timm", "torchvision", "transformers", "triton", "wandb", "xformers",
+    "bitsandbytes", "datasets", "deepspeed", "diffusers", "huggingface_hub", "lightning", "matplotlib", "mlflow", "peft",
+    "pycocotools", "skimage", "sklearn", "tensorboard", "tensorflow", "timm", "torchvision", "transformers", "triton",
+    "wandb", "xformers",
 }  # fmt: skip
 FORBIDDEN = {"torchvision", "timm"}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -24,7 +24,7 @@ from ocl.losses import Reconstruction
 from ocl.models import SlotAutoencoder
 from ocl.models.names import checked, complete, instantiate, load_parts, structure
 from ocl.nn.freezing import postponing
-from ocl.train import Training
+from ocl.train import EngineSetup, Local, Training
 
 CONFIG = "config.yaml"
 _FLAGS = ("--print_config", "--help")
@@ -62,6 +62,9 @@ class Experiment:
     def losses(self) -> list[Loss]:
         return self._build("losses")
 
+    def engine(self) -> EngineSetup:
+        return self._build("engine")
+
     def _build(self, name: str) -> Any:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument(f"--{name}", type=PARTS[name])
@@ -74,6 +77,7 @@ PARTS: Mapping[str, Any] = {
     "held_out": Dataset | None,
     "losses": list[Loss],
     "training": Training,
+    "engine": EngineSetup,
 }
 
 
@@ -88,6 +92,7 @@ def experiment_parser(prog: str) -> ArgumentParser:
         "held_out": ("what to score during training; null for nothing", None),
         "losses": ("their sum is minimised", [{"class_path": _path(Reconstruction)}]),
         "training": ("steps, batch, optimizer, precision, what is written when", Training()),
+        "engine": ("Local, or DeepSpeed for several processes: where a run computes, not what", {"class_path": _path(Local)}),
     }
     for name, (text, default) in helps.items():
         parser.add_argument(f"--{name}", type=PARTS[name], default=default, required=name == "model", help=text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,19 @@ from ocl.cli.options import add_device, command, device
 from ocl.cli.scoring import held_out_evaluation
 from ocl.data.loader import batches
 from ocl.errors import CheckpointError, ConfigError
-from ocl.train import LocalEngine, Outcome, fit
+from ocl.train import Outcome, fit
 from ocl.train.checkpoint import fill, latest
 from ocl.train.files import replace_text
+from ocl.train.loop import check_losses
 from ocl.train.staleness import check_state
 
 FREE_TO_CHANGE = frozenset(
     f"training.{name}"
-    for name in ("steps", "workers", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "cache")
-)
+    for name in (
+        "steps", "workers", "data_timeout", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints",
+        "write_in_background", "compile", "cache", "track", "peak_tflops", "profile",
+    )
+)  # and everything about the engine
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,33 +44,39 @@ def main(argv: Sequence[str]) -> int:
     if known.run is None:
         raise ConfigError("ocl train needs --run FOLDER, the folder to write checkpoints, logs and panels into.")
     outcome = train(experiment, known.run, resume=known.resume, on=known.device)
-    print(f"{outcome.checkpoint}: {outcome.step} steps, {outcome.samples} samples")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{outcome.checkpoint}: {outcome.step} steps, {outcome.samples} samples")
     return 0 if outcome.stopped_by is None else 130
 
 
 def train(experiment: Experiment, run: Path, *, resume: bool = False, on: str = "auto") -> Outcome:
     """Train into `run`, scoring held-out images on the way. Raises CheckpointError where `run` belongs to another config."""
-    training, place = experiment.training, device(on)
-    data, losses = experiment.data(), experiment.losses()
-    cache = open_cache(experiment, data)
-    model = experiment.model(postpone=cache is not None)
+    training, losses, setup = experiment.training, experiment.losses(), experiment.engine()
+    place = setup.start(training, device(on))
+    world = place.world
+    check_losses(losses, training, world)
+    data = world.together(experiment.data)
+    cache = world.together(lambda: open_cache(experiment, data))
+    model = world.together(lambda: experiment.model(postpone=cache is not None))
     if cache is not None:
-        check_state(cache, model)
+        world.together(partial(check_state, cache, model))
     if training.start_from is not None and not (resume and latest(run)):
-        fill(model, training.start_from)
-    claim(run, experiment.text, resume=resume)
-    return fit(
-        LocalEngine(model, training, device=place),
+        world.together(partial(fill, model, training.start_from))
+    world.first(lambda: claim(run, experiment.text, resume=resume))
+    outcome = fit(
+        setup.build(model, training, place),
         losses,
         lambda start: batches(
             data, batch_size=training.batch_size, seed=training.seed, start=start, workers=training.workers, flip=training.flip,
-            cache=cache,
+            cache=cache, timeout=training.data_timeout, rank=world.rank, size=world.size,
         ),
         training,
         run=run,
-        evaluate=held_out_evaluation(experiment, run, place),
+        evaluate=held_out_evaluation(experiment, run, place.device),
         resume=resume,
-    )
+    )  # fmt: skip
+    world.leave()
+    return outcome
 
 
 def claim(run: Path, text: str, *, resume: bool) -> None:
@@ -73,7 +85,8 @@ def claim(run: Path, text: str, *, resume: bool) -> None:
     if path.exists() and not resume:
         raise CheckpointError(f"{run} already holds a run; pass --resume to go on with it, or another --run folder.")
     if path.exists():
-        changed = sorted(_changed(yaml.safe_load(path.read_text()), yaml.safe_load(text)) - FREE_TO_CHANGE)
+        found = _changed(yaml.safe_load(path.read_text()), yaml.safe_load(text)) - FREE_TO_CHANGE
+        changed = sorted(name for name in found if name.partition(".")[0] != "engine")
         if changed:
             raise CheckpointError(
                 f"{run} was started with another config: {', '.join(changed[:5])} differ; "

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from ocl.data.cache import Cache
 from ocl.data.files import SKIPPED, report_skipped
-from ocl.data.order import ENDLESS, Order
+from ocl.data.order import ENDLESS, Order, share
 from ocl.data.sample import Dataset, Sample, collate
 from ocl.data.transforms import flip as flipped
 from ocl.data.transforms import is_flipped
@@ -38,13 +38,19 @@ def batches(
     shuffle: bool = True,
     flip: float = 0.0,
     cache: Cache | None = None,
+    rank: int = 0,
+    size: int = 1,
+    timeout: float = 0.0,
 ) -> Iterator[Batch]:
     """An endless stream of full batches. Where an epoch ends inside a batch, the next epoch fills it up.
 
     start: samples already used, any number. workers: processes that read ahead (0: this one reads).
     flip: probability that a sample is mirrored. cache: what was computed of this dataset before, to be added to the batches.
+    rank, size: this process reads its share (`order.share`) of every batch; the shares of all `size` processes are the batch.
+    timeout: seconds without a batch after which a worker counts as hung; 0 waits for ever.
     Samples that stand in for broken files (on_error="skip") are used, and the files are added to `dataset.skipped` in this
-    process. Raises DataError for a broken sample, for one that has changed since the cache was written, and when a worker dies.
+    process. Raises DataError for a broken sample, for one that has changed since the cache was written, and when a worker dies
+    or hangs.
     """
     if batch_size < 1 or start < 0 or workers < 0 or not 0 <= flip <= 1:
         raise ConfigError(
@@ -52,9 +58,9 @@ def batches(
             f"got {batch_size}, {start}, {workers} and {flip}."
         )
     order = Order(len(dataset), seed, shuffle)
-    firsts = count(start, batch_size)
-    jobs = ([(number, order.index(number)) for number in range(first, first + batch_size)] for first in firsts)
-    return _stream(_Reader(dataset, seed=seed, flip=flip, cache=cache), jobs, workers)
+    firsts, places = count(start, batch_size), share(batch_size, rank, size)
+    jobs = ([(first + place, order.index(first + place)) for place in places] for first in firsts)
+    return _stream(_Reader(dataset, seed=seed, flip=flip, cache=cache), jobs, workers, timeout)
 
 
 def batches_of(dataset: Dataset, jobs: Iterable[Sequence[int]], *, workers: int = 0) -> Iterator[Batch]:
@@ -124,7 +130,6 @@ class _Reader(torch.utils.data.Dataset[_Parcel]):
     def _oriented(self, sample: Sample, number: int) -> Sample:
         return flipped(sample) if is_flipped(self.flip, seed=self.seed, number=number) else sample
 
-
     def _with_computed(self, batch: Batch, cache: Cache, job: Job, samples: Sequence[tuple[int, Sample]]) -> Batch:
         for (_, index), (_, sample) in zip(job, samples, strict=True):
             cache.check(index, sample.image)
@@ -132,9 +137,9 @@ class _Reader(torch.utils.data.Dataset[_Parcel]):
         return replace(batch, features=cache.features(entries), moments=cache.moments(entries))
 
 
-def _stream(reader: _Reader, jobs: Iterable[Job], workers: int) -> Iterator[Batch]:
+def _stream(reader: _Reader, jobs: Iterable[Job], workers: int, timeout: float = 0.0) -> Iterator[Batch]:
     record: dict[str, str] = getattr(reader.dataset, "skipped", {})
-    for parcel in _parcels(reader, jobs, workers):
+    for parcel in _parcels(reader, jobs, workers, timeout):
         if parcel.error is not None:
             raise parcel.error
         report_skipped(record, parcel.skipped)
@@ -142,12 +147,13 @@ def _stream(reader: _Reader, jobs: Iterable[Job], workers: int) -> Iterator[Batc
             yield parcel.batch
 
 
-def _parcels(reader: _Reader, jobs: Iterable[Job], workers: int) -> Iterator[_Parcel]:
+def _parcels(reader: _Reader, jobs: Iterable[Job], workers: int, timeout: float) -> Iterator[_Parcel]:
     loader: DataLoader[_Parcel] = DataLoader(
         reader,
         batch_size=None,
         sampler=jobs,
         num_workers=workers,
+        timeout=timeout if workers else 0.0,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator(),  # without one, the loader would draw its base seed from the global state
@@ -155,6 +161,11 @@ def _parcels(reader: _Reader, jobs: Iterable[Job], workers: int) -> Iterator[_Pa
     try:
         yield from loader
     except (RuntimeError, ConnectionError, EOFError) as error:
+        if str(error).startswith("DataLoader timed out"):
+            raise DataError(
+                f"the {workers} worker processes that read {type(reader.dataset).__name__} gave no batch for {timeout:g} s: a file "
+                "system or a sample hangs; resume to try again, raise training.data_timeout, or find it with workers=0."
+            ) from error
         cause = _cause(error, workers)
         if cause is None:
             raise

@@ -46,3 +46,19 @@ class Order:
 def _permutation(length: int, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(random.Random(f"order {seed} {epoch}").getrandbits(63))
     return torch.randperm(length, generator=generator)
+
+
+def share(batch_size: int, rank: int = 0, size: int = 1) -> list[int]:
+    """Which places of a batch belong to process `rank` of `size`.
+
+    A share of even size takes as many places of the first half of the batch as of the second, in the same order: image i and
+    image i + B / 2, which contrastive pairing makes partners, are in one share, and are partners in it by the same rule.
+    Raises ConfigError where the batch cannot be divided.
+    """
+    if size < 1 or not 0 <= rank < size or batch_size % size:
+        raise ConfigError(f"a batch of {batch_size} images cannot be divided among {size} processes; choose a multiple of {size}.")
+    own = batch_size // size
+    if own % 2:
+        return list(range(rank * own, (rank + 1) * own))
+    half = range(rank * own // 2, (rank + 1) * own // 2)
+    return [*half, *(batch_size // 2 + place for place in half)]

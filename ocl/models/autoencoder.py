@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from ocl.errors import ConfigError, ShapeError
@@ -50,13 +49,12 @@ class SlotAutoencoder(nn.Module):
         return Output(features=features, slots=slots, decoding=self._decode(slots, batch, features, generator, mismatch))
 
     def encode(self, image: Tensor, *, generator: Randomness = None, noise: Tensor | None = None) -> tuple[Features, Slots]:
-        """Image [B, 3, H, W] in [0, 1] -> its features and slots, without decoding. One generator, or `noise` as well."""
+        """Image [B, 3, H, W] in [0, 1] -> its features and slots, without decoding."""
         features = self.encoder(image)
         return features, self._group(features, generator, noise)
 
     def _group(self, features: Features, generator: Randomness, noise: Tensor | None) -> Slots:
-        own = generator if isinstance(generator, torch.Generator) else None
-        slots: Slots = self.slot_module(features, self.init(len(features.tokens), generator=own, noise=noise))
+        slots: Slots = self.slot_module(features, self.init(len(features.tokens), generator=generator, noise=noise))
         return slots
 
     def save_pretrained(self, folder: Path | str, *, card: ModelCard | None = None) -> Path:

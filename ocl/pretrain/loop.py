@@ -14,15 +14,16 @@ from ocl.train.interrupt import StopRequest
 from ocl.train.log import Display, Journal
 from ocl.train.meter import Meter
 from ocl.train.options import Training
+from ocl.train.saver import Saver
 from ocl.train.schedule import factor
-from ocl.train.seeding import seed_globals, step_generator
+from ocl.train.seeding import sample_generators, seed_globals
 
 Pick = Callable[[Sequence[int]], tuple[Tensor, ...]]
 """Numbers of samples -> the tensors that the stage takes, on any device."""
 
 
 def fit_stage(stage: nn.Module, pick: Pick, length: int, training: Training, *, run: Path, device: str) -> str | None:
-    """Train `stage(*tensors, generator) -> loss` on `length` samples; goes on from what `run` holds.
+    """Train `stage(*tensors, generators) -> loss` on `length` samples; goes on from what `run` holds.
 
     The stage ends with its averaged weights where training.ema asks for them. Returns the name of the signal that stopped it
     early, after its state was saved. Raises what `ocl.train.fit` raises.
@@ -35,16 +36,18 @@ def fit_stage(stage: nn.Module, pick: Pick, length: int, training: Training, *, 
         found = checkpoint.load(saved)
         engine.load(saved, found.engine)
         step = found.step
-    order, meter = Order(length, training.seed), Meter(skips_overflow=engine.skips_overflow)
+    order, saver = Order(length, training.seed), Saver(engine, training, run, saved)
+    meter = Meter(skips_overflow=engine.skips_overflow, device=engine.device, world=engine.world)
     with StopRequest() as stop, Journal(run, step=step) as journal, Display(step=step, steps=training.steps) as display:
         meter.restart()
         while step < training.steps:
             first = step * training.batch_size
             seed_globals(training.seed, step)
-            indices = [order.index(number) for number in range(first, first + training.batch_size)]
+            numbers = range(first, first + training.batch_size)
+            indices = [order.index(number) for number in numbers]
             tensors = [tensor.to(engine.device) for tensor in pick(indices)]
             with engine.autocast():
-                loss = engine.model(*tensors, step_generator(training.seed, step, engine.device))
+                loss = engine.model(*tensors, sample_generators(training.seed, numbers, engine.device))
             engine.backward(loss)
             rate = training.optimizer.lr * factor(training.schedule, step, training.steps)
             meter.add_pass({"loss": loss}, (), len(indices))
@@ -59,13 +62,12 @@ def fit_stage(stage: nn.Module, pick: Pick, length: int, training: Training, *, 
                 display.line(step, line)
                 meter.restart()
             if save:
-                samples = step * training.batch_size
-                saved = checkpoint.save(
-                    run, engine.save, step=step, samples=samples, seed=training.seed, keep=training.keep_checkpoints
-                )
+                saver.save(step, step * training.batch_size)
             if asked and step < training.steps:
+                saver.settle()
                 display.say(f"{stop.signal_name}: stopped after step {step}; the same command goes on from here")
                 return stop.signal_name
-    assert saved is not None
-    checkpoint.load_model(saved, stage)
+        saver.settle()
+    assert saver.last is not None
+    checkpoint.load_model(saver.last, stage)
     return None

@@ -13,7 +13,7 @@ from ocl.decoders.diffusion.latents import LatentAutoencoder
 from ocl.decoders.diffusion.pipeline import import_diffusers, load_part, load_text_encoder, load_tokenizer, quiet_diffusers
 from ocl.decoders.diffusion.schedule import NoiseSchedule
 from ocl.pretrain.recipe import Drawn, tokenize
-from ocl.train.seeding import step_generator
+from ocl.train.seeding import mix
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def caption_gain(folder: Path, scenes: Drawn, *, draws: int = 4, device: str = "
         clean = vae.encode(image, torch.zeros(len(numbers), vae.channels, *vae.size((image.shape[2], image.shape[3]))).to(device))
         found.setdefault("pixels", []).extend((vae.decode(clean) - image).square().mean((1, 2, 3)).tolist())
         for draw in range(draws):
-            generator = step_generator(start, draw)
+            generator = torch.Generator().manual_seed(mix(start, draw))
             noise = torch.randn(clean.shape, generator=generator).to(device)
             level = torch.randint(schedule.num_levels, (len(clean),), generator=generator).to(device)
             noisy, target = schedule.add_noise(clean, noise, level), schedule.target(clean, noise, level)

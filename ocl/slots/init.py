@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ocl.errors import ShapeError
 from ocl.interfaces import SlotInit
+from ocl.nn.draws import normal
+from ocl.types import Randomness
 
 
 @final
@@ -26,7 +28,7 @@ class GaussianInit(SlotInit):
         self.mean = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, 1, slot_dim)))
         self.log_std = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, 1, slot_dim)))
 
-    def forward(self, batch_size: int, *, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+    def forward(self, batch_size: int, *, generator: Randomness = None, noise: Tensor | None = None) -> Tensor:
         noise = _noise(self, batch_size, generator, noise, like=self.mean)
         return self.mean + self.log_std.exp() * noise
 
@@ -45,7 +47,7 @@ class LearnedInit(SlotInit):
         self.num_slots, self.slot_dim = num_slots, slot_dim
         self.table = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, num_slots, slot_dim)))
 
-    def forward(self, batch_size: int, *, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+    def forward(self, batch_size: int, *, generator: Randomness = None, noise: Tensor | None = None) -> Tensor:
         return self.table.expand(batch_size, -1, -1)
 
 
@@ -64,17 +66,17 @@ class LearnedGaussianInit(SlotInit):
         self.mean = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, num_slots, slot_dim)))
         self.log_std = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, num_slots, slot_dim)))
 
-    def forward(self, batch_size: int, *, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+    def forward(self, batch_size: int, *, generator: Randomness = None, noise: Tensor | None = None) -> Tensor:
         noise = _noise(self, batch_size, generator, noise, like=self.mean)
         return self.mean + self.log_std.exp() * noise
 
 
 def _noise(
-    init: SlotInit, batch_size: int, generator: torch.Generator | None, noise: Tensor | None, *, like: Tensor
+    init: SlotInit, batch_size: int, generator: Randomness, noise: Tensor | None, *, like: Tensor
 ) -> Tensor:
     shape = (batch_size, init.num_slots, init.slot_dim)
     if noise is None:
-        return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        return normal(shape, generator, device=like.device, dtype=like.dtype)
     if tuple(noise.shape) != shape:
         raise ShapeError(f"{type(init).__name__} expects noise of shape [B, K, D] = {list(shape)}, got {list(noise.shape)}.")
     return noise.to(like)

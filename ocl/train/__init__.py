@@ -4,5 +4,10 @@ from ocl.train.checkpoint import load_model
 from ocl.train.engine import Engine, LocalEngine
 from ocl.train.loop import Evaluate, Outcome, Stream, fit
 from ocl.train.options import Optimizer, Schedule, Training
+from ocl.train.setup import DeepSpeed, EngineSetup, Local
+from ocl.train.world import World
 
-__all__ = ["Engine", "Evaluate", "LocalEngine", "Optimizer", "Outcome", "Schedule", "Stream", "Training", "fit", "load_model"]
+__all__ = [
+    "DeepSpeed", "Engine", "EngineSetup", "Evaluate", "Local", "LocalEngine", "Optimizer", "Outcome", "Schedule", "Stream",
+    "Training", "World", "fit", "load_model",
+]  # fmt: skip

@@ -10,16 +10,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ocl.errors import CheckpointError
 from ocl.nn.freezing import load_trainable_state_dict
-from ocl.train.files import WRITE_ERRORS, fingerprint, read_tensors, sync, write_json
+from ocl.train.files import WRITE_ERRORS, fingerprint, read_tensors, sync, write_json, write_tensors
 
 MODEL, AVERAGE, STATE, CONFIG = "model.safetensors", "ema.safetensors", "state.json", "config.yaml"
 _FORMAT = 1
@@ -38,38 +39,74 @@ class Checkpoint:
     files: Mapping[str, Mapping[str, Any]]
 
 
-def save(run: Path, write: Callable[[Path], dict[str, Any]], *, step: int, samples: int, seed: int, keep: int = 2) -> Path:
-    """Write a checkpoint and then remove all but the newest `keep`. Returns its folder.
+@dataclass(frozen=True)
+class Snapshot:
+    """What one process has to write: tensors by file name, and JSON values that are the same in all processes."""
 
-    `write(folder)` puts tensors into the folder and returns JSON values (`Engine.save`). run/config.yaml is copied if present.
-    Raises CheckpointError if the disk is full or the step was saved before; nothing half-written stays, older ones are intact.
-    """
+    files: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+
+    def write(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """Write the files into an existing folder. Returns size and SHA-256 of each. Raises OSError, SafetensorError."""
+        for name, tensors in self.files.items():
+            write_tensors(folder / name, tensors)
+        for name in self.files:
+            sync(folder / name)
+        return {name: fingerprint(folder / name) for name in self.files}
+
+
+def prepare(run: Path, step: int) -> Path:
+    """Make the hidden folder that becomes the checkpoint of a step. Raises CheckpointError if that step was saved before."""
     folder = run / "checkpoints"
-    final, temporary = folder / f"step-{step:08d}", folder / f"{_WRITING}step-{step:08d}"
+    final = _name(run, step)
     if final.exists():
         raise CheckpointError(f"{final} exists already and is not overwritten; resume the run, or choose another run folder.")
-    try:
+    temporary = folder / f"{_WRITING}{final.name}"
+    with guarded(run, step):
         temporary.mkdir(parents=True)
-        engine = write(temporary)
+    return temporary
+
+
+def finish(
+    run: Path, *, files: Mapping[str, Mapping[str, Any]], engine: Mapping[str, Any], step: int, samples: int, seed: int,
+    keep: int = 2,
+) -> Path:  # fmt: skip
+    """Turn the hidden folder, in which all `files` lie, into the checkpoint, then remove all but the newest `keep`.
+
+    engine: JSON values for `Engine.load`. run/config.yaml is copied if present. Returns the folder.
+    """
+    folder, final = run / "checkpoints", _name(run, step)
+    temporary = folder / f"{_WRITING}{final.name}"
+    with guarded(run, step):
         if (run / CONFIG).exists():
             shutil.copyfile(run / CONFIG, temporary / CONFIG)
-        written = sorted(path for path in temporary.rglob("*") if path.is_file())
-        files = {str(path.relative_to(temporary)): fingerprint(path) for path in written}
+            sync(temporary / CONFIG)
+            files = {**files, CONFIG: fingerprint(temporary / CONFIG)}
         position = {"format": _FORMAT, "step": step, "samples": samples, "seed": seed}
-        write_json(temporary / STATE, {**position, "engine": engine, "files": files})
-        for path in (*written, temporary / STATE, temporary):
+        write_json(temporary / STATE, {**position, "engine": engine, "files": dict(sorted(files.items()))})
+        for path in (temporary / STATE, temporary):
             sync(path)
         os.rename(temporary, final)
         sync(folder)
-    except WRITE_ERRORS as error:
-        raise CheckpointError(
-            f"{final} could not be written ({error}); training stopped, {_last(run)}; free some space and resume."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for old in complete(run)[:-keep]:
         _remove(old)
     return final
+
+
+@contextmanager
+def guarded(run: Path, step: int) -> Iterator[None]:
+    """Inside, a disk that fills up becomes a CheckpointError. What was begun is still to be discarded."""
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        raise CheckpointError(
+            f"{_name(run, step)} could not be written ({error}); training stopped, {_last(run)}; free some space and resume."
+        ) from error
+
+
+def discard(run: Path, step: int) -> None:
+    """Remove what was begun of a checkpoint, once no process writes to it any more."""
+    shutil.rmtree(run / "checkpoints" / f"{_WRITING}{_name(run, step).name}", ignore_errors=True)
 
 
 def complete(run: Path) -> list[Path]:
@@ -91,10 +128,13 @@ def clean(run: Path) -> None:
             shutil.rmtree(path)
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint's state and check every file against it. Raises CheckpointError if one is missing or damaged."""
+def load(path: Path, *, rank: int = 0, size: int = 1) -> Checkpoint:
+    """Read a checkpoint's state and check its files against it. Raises CheckpointError if one is missing or damaged.
+
+    With several processes each checks every `size`-th file; they must tell one another.
+    """
     found = _read_state(path)
-    _verify(found, found.files)
+    _verify(found, sorted(found.files)[rank::size])
     return found
 
 
@@ -128,6 +168,10 @@ def fill(model: nn.Module, path: Path) -> None:
     except CheckpointError as error:
         way_out = f"compare {path.parent / CONFIG} with your config"
         raise CheckpointError(f"{path} does not fit this model: {error} To see why, {way_out}.") from error
+
+
+def _name(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
 
 
 def _read_state(path: Path) -> Checkpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,25 +15,28 @@ from torch import Tensor, nn
 from ocl.errors import CheckpointError, ConfigError
 from ocl.nn.freezing import trainable_state_dict
 from ocl.train import optimizer
-from ocl.train.checkpoint import AVERAGE, MODEL, fill
+from ocl.train.checkpoint import AVERAGE, MODEL, Snapshot, fill
 from ocl.train.compiling import compiled
 from ocl.train.ema import MovingAverage
-from ocl.train.files import read_tensors, write_tensors
+from ocl.train.moments import Moments, file_name
 from ocl.train.options import Training
+from ocl.train.world import World
 from ocl.types import Batch
 
-OPTIMIZER = "optimizer.safetensors"
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine(ABC):
     """Owns the weights, their gradients and the optimizer. The loop calls, for every update:
 
     `place` and `model(batch)` inside `autocast`, then `backward(loss)`, `training.accumulate` times; then `step(lr)` once.
+    Where the run has several processes, each sees its share of the batch, `loss` is the mean over that share, and the weights
+    after `step` are the same in all of them. Every method but `place` and `autocast` is called by all, in the same order.
     """
 
-    model: nn.Module  # what the loop calls; may be wrapped or compiled
+    model: Callable[..., Any]  # what the loop calls; may be wrapped or compiled
     device: torch.device
+    world: World = World()
     skips_overflow: bool = False  # a step whose gradient is not finite changes nothing (fp16 loss scaling)
 
     @abstractmethod
@@ -57,12 +60,12 @@ class Engine(ABC):
         """Inside, the plain model in eval mode without gradients, holding its averaged weights where the run keeps them."""
 
     @abstractmethod
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write tensors into an existing folder; return the rest of the state as JSON values."""
+    def snapshot(self, *, copy: bool = False) -> Snapshot:
+        """What this process has to write. With `copy` it stays as it is while training goes on."""
 
     @abstractmethod
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Take over what `save` wrote and returned. Raises CheckpointError if it belongs to another model or configuration."""
+        """Take over what any engine's `snapshot` wrote. Raises CheckpointError if it belongs to another model or configuration."""
 
 
 @final
@@ -79,9 +82,7 @@ class LocalEngine(Engine):
             self._plain = self._plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = compiled(self._plain, training.compile)
         self._training = training
-        self._trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        if not self._trained:
-            raise ConfigError("training needs a parameter that requires a gradient, the model has none; unfreeze a part of it.")
+        self._trained = trained_parameters(model)
         self._optimizer = optimizer.build(self._trained, training.optimizer)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
         self._average = None if training.ema is None else MovingAverage(self._plain, training.ema)
@@ -95,7 +96,7 @@ class LocalEngine(Engine):
         return replace(batch, image=batch.image.contiguous(memory_format=torch.channels_last))
 
     def autocast(self) -> AbstractContextManager[Any]:
-        dtype = _DTYPES.get(self._training.precision)
+        dtype = DTYPES.get(self._training.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def backward(self, loss: Tensor) -> None:
@@ -126,22 +127,46 @@ class LocalEngine(Engine):
         finally:
             self._plain.train()
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        write_tensors(folder / MODEL, trainable_state_dict(self._plain))
-        write_tensors(folder / OPTIMIZER, optimizer.state(self._optimizer, self._trained))
+    def snapshot(self, *, copy: bool = False) -> Snapshot:
+        files = {
+            MODEL: trainable_state_dict(self._plain),
+            file_name(0, 1): optimizer.state(self._optimizer, self._trained),
+        }
         if self._average is not None:
-            write_tensors(folder / AVERAGE, self._average.average)
-        return {"scaler": self._scaler.state_dict()}
+            files[AVERAGE] = self._average.average
+        if copy:
+            files = {name: {key: value.detach().cpu().clone() for key, value in file.items()} for name, file in files.items()}
+        return Snapshot(files, {"scaler": self._scaler.state_dict()})
 
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
-        has_average = (folder / AVERAGE).exists()
-        if has_average != (self._average is not None):
-            found, way_out = ("an", "training.ema=0.999") if has_average else ("no", "training.ema=null")
-            raise CheckpointError(f"{folder} holds {found} average of the weights, unlike this run; resume with {way_out}.")
+        check_average(folder, self._average is not None)
         if self._average is not None:
             fill(self._plain, folder / AVERAGE)
             self._average = MovingAverage(self._plain, self._average.decay)
         fill(self._plain, folder / MODEL)
-        optimizer.load_state(self._optimizer, self._trained, read_tensors(folder / OPTIMIZER))
+        moments = Moments(folder)
+        tensors = {key: moments.whole(key, _shape(self._trained, key)) for key in moments.names}
+        optimizer.load_state(self._optimizer, self._trained, tensors)
         if self._scaler.is_enabled() and state["scaler"]:
             self._scaler.load_state_dict(dict(state["scaler"]))
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter that requires a gradient. Raises ConfigError where there is none."""
+    found = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    if not found:
+        raise ConfigError("training needs a parameter that requires a gradient, the model has none; unfreeze a part of it.")
+    return found
+
+
+def check_average(folder: Path, averages: bool) -> None:
+    """Raises CheckpointError where a checkpoint holds an average of the weights and the run keeps none, or the reverse."""
+    has_average = (folder / AVERAGE).exists()
+    if has_average != averages:
+        found, way_out = ("an", "training.ema=0.999") if has_average else ("no", "training.ema=null")
+        raise CheckpointError(f"{folder} holds {found} average of the weights, unlike this run; resume with {way_out}.")
+
+
+def _shape(trained: Mapping[str, nn.Parameter], key: str) -> Sequence[int]:
+    name, _, moment = key.rpartition(".")
+    return () if moment == "step" or name not in trained else trained[name].shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ocl.errors import CheckpointError
 from ocl.train.files import replace_text
+from ocl.train.options import Tracker
+from ocl.train.services import SERVICES
 
 
 @final
@@ -22,11 +24,13 @@ class Journal:
     """One JSON line per log step in run/log.jsonl, and the same numbers in run/tensorboard.
 
     Lines after `step`, where this run starts or resumes, are removed from both: a step is told once. A value that is not
-    finite is written as null.
+    finite is written as null. track: services that get the same numbers. Raises MissingExtra where one is not installed.
     """
 
-    def __init__(self, run: Path, *, step: int) -> None:
+    def __init__(self, run: Path, *, step: int, track: Sequence[Tracker] = ()) -> None:
         from torch.utils.tensorboard import SummaryWriter
+
+        self._services = [SERVICES[name](run) for name in track]
 
         path = run / "log.jsonl"
         if path.exists():
@@ -42,6 +46,8 @@ class Journal:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()
+            for service in self._services:
+                service.write(step, {name: value for name, value in values.items() if math.isfinite(value)})
         except OSError as error:
             way_out = "the last checkpoint is intact, free some space and resume"
             raise CheckpointError(f"{self._file.name} could not be written ({error}); training stopped; {way_out}.") from error
@@ -51,6 +57,8 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+        for service in self._services:
+            service.close()
         with suppress(OSError):  # all that counts was flushed, a full disk was reported
             self._board.close()
 
@@ -59,8 +67,8 @@ class Journal:
 class Display:
     """A bar with samples/s, time left and loss on a terminal; elsewhere one plain line per log step."""
 
-    def __init__(self, *, step: int, steps: int, console: Console | None = None) -> None:
-        self._console = console or Console()
+    def __init__(self, *, step: int, steps: int, console: Console | None = None, quiet: bool = False) -> None:
+        self._console = console or Console(quiet=quiet)
         self._steps = steps
         self._bar = Progress(
             TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),

@@ -9,6 +9,8 @@ from typing import Literal
 
 from ocl.errors import ConfigError
 
+Tracker = Literal["wandb", "mlflow"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
@@ -66,7 +68,7 @@ class Training:
     Args:
         steps: number of updates.
         start_from: weights to begin with, a model.safetensors of the same model; null begins with fresh ones.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass, all processes together; contrastive partners lie in one such batch.
         accumulate: forward passes per update; one update sees batch_size * accumulate images.
         optimizer: AdamW and its rates.
         schedule: learning rate over the run.
@@ -79,11 +81,16 @@ class Training:
         flip: how likely a training image is mirrored.
         cache: folder that `ocl cache` wrote, to be read in place of running frozen parts; null runs them at every step.
         seed: every random draw of the run follows from (seed, step).
-        workers: processes that load data; 0 loads in the training process.
+        workers: processes that load data, for each training process; 0 loads in the training process itself.
+        data_timeout: seconds after which workers that give no batch count as hung; 0 waits for ever.
         log_every: steps between log lines.
         eval_every: steps between evaluations; 0 for none. If any, the last step is evaluated as well.
         checkpoint_every: steps between checkpoints. The first and last states are saved as well.
         keep_checkpoints: how many checkpoints stay; the oldest goes once a newer one is complete.
+        write_in_background: write checkpoints while training goes on, from a copy of the state in main memory.
+        track: also report to these services, each of which must be installed. log.jsonl and TensorBoard are always written.
+        peak_tflops: what one device can do in the run's precision; given, the log tells the share of it that is used (MFU).
+        profile: updates to trace, from the third of this start on, into run/profile/ (chrome://tracing, Perfetto); 0 for none.
     """
 
     steps: int = 100_000
@@ -101,20 +108,28 @@ class Training:
     cache: Path | None = None
     seed: int = 0
     workers: int = 0
+    data_timeout: float = 1800.0
     log_every: int = 50
     eval_every: int = 0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    write_in_background: bool = False
+    track: tuple[Tracker, ...] = ()
+    peak_tflops: float | None = None
+    profile: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):
             _check(f"training.{name}", getattr(self, name), getattr(self, name) >= 1, "be 1 or more")
-        for name in ("seed", "workers", "eval_every"):
+        for name in ("seed", "workers", "eval_every", "data_timeout", "profile"):
             _check(f"training.{name}", getattr(self, name), getattr(self, name) >= 0, "be 0 or more")
         _check("training.seed", self.seed, self.seed < 2**63, "be below 2**63")
         _check("training.clip", self.clip, self.clip is None or 0 < self.clip < math.inf, "be positive, or null for none")
         _check("training.ema", self.ema, self.ema is None or 0 <= self.ema < 1, "lie in [0, 1), or be null for none")
         _check("training.flip", self.flip, 0 <= self.flip <= 1, "lie in [0, 1]")
+        _check("training.peak_tflops", self.peak_tflops, self.peak_tflops is None or self.peak_tflops > 0, "be positive, or null")
+        known = ("wandb", "mlflow")
+        _check("training.track", self.track, set(self.track) <= set(known), f"name only {', '.join(known)}")
         precisions = ("fp32", "bf16", "fp16")
         _check("training.precision", self.precision, self.precision in precisions, f"be one of {', '.join(precisions)}")
 

@@ -1,4 +1,4 @@
-"""Random draws belong to the step: every generator is a function of (seed, step), so a resumed run needs no random state.
+"""Random draws belong to the sample: its generator follows from the seed and its number, so no random state needs saving.
 
 The mixing function is SplitMix64's finalizer (Steele, Lea & Flood 2014): neighbouring seeds and steps give unrelated streams.
 """
@@ -6,6 +6,7 @@ The mixing function is SplitMix64's finalizer (Steele, Lea & Flood 2014): neighb
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy
 import torch
@@ -22,14 +23,18 @@ def mix(seed: int, step: int, stream: int = 0) -> int:
     return value
 
 
-def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The generator that a model draws from in this step (slot noise, diffusion noise, timesteps): stream 0."""
-    return torch.Generator(device).manual_seed(mix(seed, step, 0))
+def sample_generators(seed: int, numbers: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """What a model draws from for each sample (slot noise, diffusion noise, timesteps): stream 0 of (seed, its number).
+
+    numbers: place of each sample in the endless stream of the run, so that every sample of every step has its own. What is
+    drawn for it does not depend on which process, or which part of a batch, it is in.
+    """
+    return [torch.Generator(device).manual_seed(mix(seed, number, 0)) for number in numbers]
 
 
-def seed_globals(seed: int, step: int) -> None:
-    """Seed what user modules may draw from without being handed a generator (dropout, numpy, random): stream 1."""
-    value = mix(seed, step, 1)
+def seed_globals(seed: int, step: int, rank: int = 0) -> None:
+    """Seed what modules may draw from without being handed a generator (dropout, numpy, random): stream 1 + rank of the step."""
+    value = mix(seed, step, 1 + rank)
     torch.manual_seed(value)
     numpy.random.seed(value % 2**32)
     random.seed(value)

@@ -39,11 +39,11 @@ def start_program():
 
 @pytest.fixture
 def read_log():
-    """The lines of a run's log without the times, which differ from run to run."""
+    """The lines of a run's log without times and memory, which differ from run to run."""
 
     def read(run: Path) -> list[dict]:
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        times = ("samples_per_second", "data_wait")
+        times = ("samples_per_second", "data_wait", "memory_gib")
         return [{name: value for name, value in line.items() if name not in times} for line in lines]
 
     return read

@@ -29,9 +29,10 @@ import ocl.train.files
 from ocl.data.loader import batches
 from ocl.data.sample import Dataset, Sample
 from ocl.losses import Reconstruction
+from ocl.nn.draws import normal
 from ocl.nn.freezing import Frozen
 from ocl.train import LocalEngine, Optimizer, Outcome, Schedule, Training, fit
-from ocl.types import Batch, Decoding, Features, Output, Slots
+from ocl.types import Batch, Decoding, Features, Output, Randomness, Slots
 
 WIDTH, NUM_SLOTS, SIZE = 16, 3, 12
 GONE = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -63,9 +64,9 @@ class TinyModel(nn.Module):
         self.dropout = nn.Dropout(0.1)
         self.decode = nn.Linear(WIDTH, 3)
 
-    def forward(self, batch: Batch, *, generator: torch.Generator | None = None) -> Output:
+    def forward(self, batch: Batch, *, generator: Randomness = None) -> Output:
         tokens = self.norm(self.frozen.module(batch.image).flatten(2)).mT
-        noise = torch.randn(len(batch), NUM_SLOTS, WIDTH, generator=generator, device=tokens.device)
+        noise = normal((len(batch), NUM_SLOTS, WIDTH), generator, device=tokens.device)
         attn = torch.softmax((self.mean + 0.1 * noise) @ self.project(tokens).mT, dim=1)
         vectors = self.dropout(attn @ tokens / attn.sum(-1, keepdim=True))
         grid = (SIZE // 4, SIZE // 4)

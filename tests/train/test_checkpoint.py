@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from torch import nn
 
 from ocl.errors import CheckpointError
 from ocl.train import LocalEngine, Training, checkpoint, load_model
+from ocl.train.checkpoint import Snapshot
 from ocl.train.files import read_tensors, write_tensors
+from ocl.train.saver import Saver
+from ocl.train.world import World
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +36,11 @@ def trained(tmp_path, finished):
 
 
 def save(run, step, keep=2, size=10):
-    def write(folder):
-        write_tensors(folder / "model.safetensors", {"value": torch.full((size,), float(step))})
-        return {}
-
-    return checkpoint.save(run, write, step=step, samples=step * 4, seed=0, keep=keep)
+    snapshot = Snapshot({"model.safetensors": {"value": torch.full((size,), float(step))}}, {})
+    engine = SimpleNamespace(world=World(), snapshot=lambda copy: snapshot)
+    saver = Saver(engine, Training(keep_checkpoints=keep, seed=0), run, None)
+    saver.save(step, step * 4)
+    return saver.last
 
 
 def test_a_checkpoint_holds_what_the_design_says(trained):

@@ -11,7 +11,7 @@ from ocl.losses import Reconstruction
 from ocl.nn.freezing import Frozen
 from ocl.train import LocalEngine, Optimizer, Training
 from ocl.train import optimizer as optimizers
-from ocl.train.seeding import step_generator
+from ocl.train.seeding import sample_generators
 from ocl.types import Batch, Decoding, Features, Output, Slots, Step
 
 
@@ -40,7 +40,7 @@ def make(**options):
 def run_pass(engine, batch, step=0):
     batch = engine.place(batch)
     with engine.autocast():
-        output = engine.model(batch, generator=step_generator(0, step))
+        output = engine.model(batch, generator=sample_generators(0, range(len(batch))))
         loss = Reconstruction()(Step(batch, output, step))
     engine.backward(loss)
     return output, loss
@@ -107,7 +107,7 @@ def test_only_trained_parameters_change_and_are_saved(tmp_path, one_batch):
     engine.step(0.01)
     after = weights(engine)
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"map.weight", "map.bias"}
-    engine.save(tmp_path)
+    engine.snapshot().write(tmp_path)
     from safetensors import safe_open
 
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
@@ -139,13 +139,13 @@ def test_fp16_gradients_are_unscaled_before_they_are_clipped(one_batch):
     torch.testing.assert_close(half.step(0.01), full.step(0.01), rtol=2e-2, atol=0)
 
 
-def test_fp16_skips_an_update_that_overflows_and_lowers_its_scale(tmp_path, one_batch):
+def test_fp16_skips_an_update_that_overflows_and_lowers_its_scale(one_batch):
     engine = make(precision="fp16")
-    before, scale = weights(engine), engine.save(tmp_path)["scaler"]["scale"]
+    before, scale = weights(engine), engine.snapshot().state["scaler"]["scale"]
     engine.backward(Reconstruction()(Step(one_batch(), engine.model(one_batch()))) * 1e38)
     assert not torch.isfinite(engine.step(0.01))
     assert all(torch.equal(before[name], value) for name, value in weights(engine).items())
-    assert engine.save(tmp_path)["scaler"]["scale"] == scale / 2
+    assert engine.snapshot().state["scaler"]["scale"] == scale / 2
 
 
 def test_evaluation_sees_the_average_without_gradients_in_eval_mode(one_batch):

@@ -59,7 +59,7 @@ def test_a_line_tells_all_that_was_asked_for(train, tmp_path):
     train(steps=4)
     (line,) = log_of(tmp_path / "run")
     assert line.keys() == {
-        "step", "loss", "lr", "grad_norm", "skipped", "samples", "samples_per_second", "data_wait",
+        "step", "loss", "lr", "grad_norm", "skipped", "samples", "samples_per_second", "data_wait", "memory_gib",
         "health/dead", "health/duplicate", "health/stripes", "health/entropy",
     }  # fmt: skip
     assert line["samples"] == 4 * 4 * 2

@@ -1,4 +1,4 @@
-"""Randomness is a function of (seed, step): no step depends on how one came to it."""
+"""Randomness is a function of the seed and the number of a sample or step: none depends on how one came to it."""
 
 import random
 
@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocl.train.seeding import mix, seed_globals, step_generator
+from ocl.nn.draws import normal
+from ocl.train.seeding import mix, sample_generators, seed_globals
 
 
 def test_the_finalizer_is_splitmix64():
@@ -26,11 +27,14 @@ def test_neighbours_get_other_streams(seed, step):
     assert all(0 <= value < 2**64 for value in values)
 
 
-def test_a_step_draws_the_same_whatever_came_before():
-    first = torch.randn(5, generator=step_generator(1, 7))
+def test_a_sample_draws_the_same_whatever_came_before_and_whoever_is_beside_it():
+    def draw(numbers):
+        return normal((len(numbers), 5), sample_generators(1, numbers), device=torch.device("cpu"))
+
+    first = draw([7, 8, 9])
     torch.randn(100)
-    assert torch.equal(first, torch.randn(5, generator=step_generator(1, 7)))
-    assert not torch.equal(first, torch.randn(5, generator=step_generator(1, 8)))
+    assert torch.equal(first, draw([7, 8, 9]))
+    assert torch.equal(first[1:2], draw([8])) and not torch.equal(first[0], first[1])
 
 
 def test_every_global_generator_is_seeded():
@@ -44,3 +48,11 @@ def test_every_global_generator_is_seeded():
     seed_globals(0, 3)
     assert draws() == first
     assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_processes_draw_apart_from_the_global_state():
+    values = []
+    for rank in (0, 1, 0):
+        seed_globals(0, 3, rank)
+        values.append(torch.rand(3).tolist())
+    assert values[0] == values[2] != values[1]

@@ -1,0 +1,77 @@
+"""Where the time of a run goes: floating-point operations per second, and traces of single updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import final
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ocl.train.meter import Summary
+from ocl.train.world import World
+
+_WARMUP = 2  # updates before a trace: the first ones compile, allocate and fill caches
+
+
+@final
+class Flops:
+    """Counts the operations of the first update, and from then on tells which share of the device's peak is used.
+
+    Counted are products of matrices, convolutions and attention, forward and backward, as torch names them; operators of our
+    own are not. peak_tflops: what one device can do; None counts nothing.
+    """
+
+    def __init__(self, peak_tflops: float | None, world: World) -> None:
+        self._peak, self._world = peak_tflops, world
+        self._per_update, self._updates = 0, 0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Around every update."""
+        self._updates += 1
+        if self._peak is None or self._per_update:
+            yield
+            return
+        counter = FlopCounterMode(display=False)
+        with counter:
+            yield
+        self._per_update = counter.get_total_flops()
+
+    def rates(self, summary: Summary) -> dict[str, float]:
+        """TFLOP/s of one process since the last call, and its share of the peak (MFU)."""
+        updates, self._updates = self._updates, 0
+        if self._peak is None:
+            return {}
+        rate = self._per_update * updates / summary.seconds / 1e12
+        return {"tflops": rate, "mfu": rate / self._peak}
+
+
+@final
+class Trace:
+    """Writes run/profile/rank-00000.json, a trace of `updates` updates after the first two of this start; 0 writes none."""
+
+    def __init__(self, run: Path, rank: int, updates: int, device: torch.device) -> None:
+        self._path, self._updates, self._seen = run / "profile" / f"rank-{rank:05d}.json", updates, 0
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if device.type == "cuda":
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        self._profiler = torch.profiler.profile(activities=kinds, record_shapes=True) if updates else None
+
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """Around every update."""
+        if self._profiler is None:
+            yield
+            return
+        self._seen += 1
+        if self._seen == _WARMUP + 1:
+            self._profiler.start()
+        yield
+        if self._seen == _WARMUP + self._updates:
+            self._profiler.stop()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._profiler.export_chrome_trace(str(self._path))
+            self._profiler = None

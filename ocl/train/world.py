@@ -1,0 +1,124 @@
+"""The processes of a run, and what they tell one another besides gradients: flags, numbers, errors. Over gloo, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ocl.errors import OCLError, ProcessError
+
+T = TypeVar("T")
+_GONE = ("connection", "peer", "timed out", "broken pipe", "socket", "gloo", "nccl")
+
+
+@final
+@dataclass(frozen=True)
+class World:
+    """This process is number `rank` of `size`. Every method that talks must be called by all processes, in the same order.
+
+    A process that is gone makes the others raise ProcessError; an error of one that is caught here is raised by all.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+
+    @classmethod
+    def of_launched(cls, *, timeout: float) -> World:
+        """All processes of the default process group, with a group of their own for talk. timeout: seconds without an answer."""
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        return cls(dist.get_rank(), dist.get_world_size(), group)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Which of the flags are set in at least one process."""
+        if self.size == 1:
+            return flags
+        values = torch.tensor([int(flag) for flag in flags])
+        with self.talking():
+            dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
+        return tuple(bool(value) for value in values.tolist())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over processes of a float64 tensor on the CPU, which all of them hold in one shape."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        with self.talking():
+            dist.all_reduce(total, group=self.group)
+        return total / self.size
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        with self.talking():
+            dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    def together(self, function: Callable[[], T]) -> T:
+        """Call `function` in every process. If it raises a user error or OSError in one of them, all raise."""
+        if self.size == 1:
+            return function()
+        error: Exception | None = None
+        result: Any = None
+        try:
+            result = function()
+        except (OCLError, OSError) as caught:
+            error = caught
+        self._raise_any(self.gather(error), error)
+        return result
+
+    def first(self, function: Callable[[], T]) -> T:
+        """Call `function` in process 0 only; all get its result, or raise its error."""
+        if self.size == 1:
+            return function()
+        result: Any = None
+        error: Exception | None = None
+        if self.is_first:
+            try:
+                result = function()
+            except (OCLError, OSError) as caught:
+                error = caught
+        result, error = self.gather((result, error))[0]
+        self._raise_any([error], error)
+        return result  # type: ignore[no-any-return]
+
+    def leave(self) -> None:
+        """Part from the other processes, who need not be there any more."""
+        if self.size > 1 or self.group is not None:
+            dist.destroy_process_group()
+
+    @contextmanager
+    def talking(self) -> Iterator[None]:
+        """Inside, what torch raises when another process is gone becomes a ProcessError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or isinstance(error, ProcessError) or not any(word in str(error).lower() for word in _GONE):
+                raise
+            raise ProcessError(
+                f"process {self.rank} of {self.size} lost another one ({_first_line(error)}); the cause stands in the output of "
+                "the one that ended first; restart with --resume, or launch with `torchrun --max-restarts N`."
+            ) from error
+
+    @staticmethod
+    def _raise_any(errors: Sequence[Exception | None], own: Exception | None) -> None:
+        found = own or next((error for error in errors if error is not None), None)
+        if found is not None:
+            raise found
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

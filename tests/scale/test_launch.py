@@ -1,0 +1,195 @@
+"""What a launcher must say, what a JSON file may say, and that everything wrong is told before a weight is loaded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ocl.cli.main import main
+from ocl.errors import ConfigError
+from ocl.train import DeepSpeed, Local, Training, deepspeed_config
+from ocl.train.launch import Launch, read_launcher
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1",
+         "SLURM_JOB_ID": "123456"}  # fmt: skip
+CONFIGS = sorted((ROOT / "configs/deepspeed").glob("*.json"))
+
+
+def test_torchrun_and_deepspeed_say_who_a_process_is():
+    assert read_launcher(TORCHRUN) == Launch(1, 4, 1, "node0", 29500)
+
+
+def test_slurm_says_it_in_its_own_words():
+    assert read_launcher(SLURM) == Launch(5, 8, 1, "10.0.0.1", 29500 + 3456)
+    assert read_launcher({**SLURM, "MASTER_ADDR": "head", "MASTER_PORT": "1234"}) == Launch(5, 8, 1, "head", 1234)
+
+
+@pytest.mark.parametrize("name", TORCHRUN)
+def test_an_absent_variable_is_named(name):
+    with pytest.raises(ConfigError, match=f"needs the variables of a launcher, {name} not set; start with `torchrun"):
+        read_launcher({key: value for key, value in TORCHRUN.items() if key != name})
+
+
+def test_without_a_launcher_all_are_named():
+    with pytest.raises(ConfigError, match="RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set"):
+        read_launcher({})
+
+
+@pytest.mark.parametrize("change", [{"RANK": "4"}, {"RANK": "-1"}, {"MASTER_PORT": "0"}, {"WORLD_SIZE": "two"}])
+def test_variables_that_make_no_sense_are_refused(change):
+    with pytest.raises(ConfigError, match="the launcher's variables"):
+        read_launcher({**TORCHRUN, **change})
+
+
+def test_several_processes_with_the_local_engine_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes were started, but engine Local is one; pass --engine DeepSpeed"):
+        Local().start(Training(), None)
+
+
+# the JSON file
+
+
+def check(zero=None, *, device="cpu", size=2, more=None, **training):
+    config = {"zero_optimization": zero or {}, **(more or {})}
+    deepspeed_config.check(config, Training(**{"batch_size": 4, **training}), device=device, size=size, name="my.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(zero={"stage": 4}), "stage must be 0, 1, 2 or 3, got 4"),
+        (dict(batch_size=5), "training.batch_size=5 cannot be divided among 2 processes; choose a multiple of 2"),
+        (dict(batch_size=6, size=4, accumulate=2), r"batch_size x accumulate = 12 images"),
+        (dict(zero={"stage": 2, "offload_param": {"device": "cpu"}}), "offload_param needs zero_optimization.stage 3, got stage 2"),
+        (dict(zero={"stage": 0, "offload_optimizer": {"device": "cpu"}}), "offload_optimizer needs zero_optimization.stage 1"),
+        (dict(zero={"stage": 3, "offload_param": {"device": "nvme"}}), "offload_param.device must be cpu or none, got nvme"),
+        (dict(zero={"stage": 3, "zero_quantized_weights": True}, precision="bf16"), r"\(ZeRO\+\+\) needs CUDA devices"),
+        (dict(zero={"stage": 3, "zero_quantized_weights": True}, device="cuda"), "which fp32 forbids"),
+        (dict(zero={"stage": 1, "zero_quantized_weights": True}, device="cuda", precision="bf16"), "needs zero_optimiz.* 3"),
+        (dict(zero={"stage": 3, "zero_hpz_partition_size": 3}), "must divide the number of processes, 2, got 3"),
+        (dict(zero={"stage": 1, "zero_hpz_partition_size": 2}), "zero_hpz_partition_size needs zero_optimization.stage 3"),
+        (dict(more={"communication_data_type": "fp16"}), "communication_data_type=fp16 does not go with training.precision=fp32"),
+        (dict(zero={"stage": 3}, compile=True), "set training.compile=false, or use stage 2"),
+    ],
+)  # fmt: skip
+def test_combinations_that_cannot_work_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        check(**given)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"train_batch_size": 8}', "belongs to the experiment, not to the engine; set training.batch_size"),
+        ('{"bf16": {"enabled": true}}', "set training.precision=bf16"),
+        ('{"optimizer": {"type": "Adam"}}', "set training.optimizer"),
+        ('{"activation_checkpointing": {}}', "checkpointing=true of the denoiser"),
+        ('{"zero_optimisation": {}}', "unknown key zero_optimisation; known are zero_optimization"),
+        ("[]", "must hold keys and values, got list"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_files_that_say_what_they_must_not_are_refused(tmp_path, text, message):
+    path = tmp_path / "my.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        deepspeed_config.read(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.json cannot be read: No such file"):
+        deepspeed_config.read(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_file_fits_the_hardware_it_is_for(path):
+    device = "cuda" if "quantised" in path.stem else "cpu"
+    deepspeed_config.check(deepspeed_config.read(path), Training(precision="bf16"), device=device, size=8, name=path.name)
+
+
+def test_the_docs_explain_every_shipped_file():
+    text = (ROOT / "docs/scale.md").read_text()
+    assert len(CONFIGS) >= 6
+    assert [path.name for path in CONFIGS if f"`{path.name}`" not in text] == []
+
+
+# before a weight is loaded
+
+NOWHERE = """
+model: {class_path: coda, init_args: {weights: /nowhere/weights}}
+losses:
+  - class_path: Reconstruction
+  - {class_path: ContrastiveAlignment, init_args: {weight: 0.05, warmup_steps: 2, pairing: PAIRING}}
+data: {class_path: Scenes, init_args: {image_size: 64}}
+training: {steps: 4, batch_size: BATCH}
+"""
+
+
+@pytest.fixture
+def ocl_train(tmp_path, monkeypatch, capsys):
+    """`ocl train` with weights that do not exist, so that any error about something else came before they were looked for."""
+
+    def run(*words, batch=4, pairing="halves", **variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        path = tmp_path / "config.yaml"
+        path.write_text(NOWHERE.replace("BATCH", str(batch)).replace("PAIRING", pairing))
+        assert main(["train", "--config", str(path), "--run", str(tmp_path / "run"), "--device", "cpu", *words]) == 2
+        assert not (tmp_path / "run").exists()
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_no_launcher(ocl_train):
+    assert "needs the variables of a launcher" in ocl_train("--engine", "DeepSpeed")
+
+
+def test_a_batch_that_cannot_be_divided(ocl_train):
+    assert "cannot be divided among 4 processes" in ocl_train("--engine", "DeepSpeed", batch=6, **TORCHRUN)
+
+
+def test_a_combination_that_cannot_work(ocl_train, tmp_path):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 1, "offload_param": {"device": "cpu"}}}))
+    assert "zero.json: offload_param needs" in ocl_train("--engine", "DeepSpeed", "--engine.config", str(path), **TORCHRUN)
+
+
+def test_an_engine_option_that_does_not_exist(ocl_train):
+    assert "ConfigError" in ocl_train("--engine", "DeepSpeed", "--engine.stage", "2")
+
+
+def test_a_timeout_that_makes_no_sense():
+    with pytest.raises(ConfigError, match=r"engine\.timeout must be positive"):
+        DeepSpeed(timeout=0)
+
+
+SCRIPT = """
+import os, socket, sys
+taken = socket.socket(); taken.bind(("", 0)); taken.listen()
+os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+os.environ["MASTER_PORT"] = str(taken.getsockname()[1])
+from ocl.cli.main import main
+words = ["train", "--config", sys.argv[1], "--run", sys.argv[2], "--device", "cpu", "--engine", "DeepSpeed"]
+assert main(words) == 2
+free = socket.socket(); free.bind(("", 0)); os.environ["MASTER_PORT"] = str(free.getsockname()[1]); free.close()
+assert main([*words, "--engine.timeout", "1"]) == 2
+"""
+
+
+def test_a_port_in_use_and_a_process_that_never_comes(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(NOWHERE.replace("BATCH", "4").replace("PAIRING", "halves"))
+    command = [sys.executable, "-c", SCRIPT, str(path), str(tmp_path / "run")]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "is used by another program, perhaps another run; set MASTER_PORT" in done.stderr
+    assert "ProcessError: process 0 of 2 could not meet the others" in done.stderr
+    assert "/nowhere" not in done.stderr and not (tmp_path / "run").exists()
