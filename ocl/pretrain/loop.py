@@ -57,7 +57,8 @@ def fit_stage(stage: nn.Module, pick: Pick, length: int, training: Training, *, 
             asked = stop.signal_name is not None
             save = asked or step % training.checkpoint_every == 0 or step == training.steps
             if save or step % training.log_every == 0:
-                line = {name: value for name, value in vars(meter.summarize()).items() if name != "losses"}
+                told = vars(meter.summarize()).items()
+                line = {name: value for name, value in told if name != "losses" and value is not None}
                 journal.write(step, {"lr": rate, **line})
                 display.line(step, line)
                 meter.restart()

@@ -228,7 +228,7 @@ class DeepSpeedEngine(Engine):
         return pieces(self._engine.optimizer, self._trained, self._stage, self.world)
 
     def _base_optimizer(self) -> torch.optim.Optimizer:
-        return self._engine.optimizer.optimizer if self._stage else self._engine.optimizer  # type: ignore[no-any-return]
+        return self._engine.optimizer.optimizer if self._stage else self._engine.optimizer
 
 
 def _check_statistics(model: nn.Module, world: World) -> None:

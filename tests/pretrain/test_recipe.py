@@ -14,6 +14,7 @@ from ocl.train import Optimizer, Schedule, Training
 pytest.importorskip("diffusers", reason='pip install "ocl[diffusion]" to test generators of scenes')
 from ocl.decoders import LatentDiffusion
 from ocl.decoders.diffusion import NullPrompt, SlotTokens
+from ocl.nn.draws import normal
 from ocl.pretrain import Recipe, Sizes, pretrain
 from ocl.pretrain.loop import fit_stage
 from ocl.pretrain.quality import caption_gain, draw_captions, reconstructed
@@ -85,7 +86,7 @@ class Line(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(3))
 
     def forward(self, x, generator):
-        return (self.weight * x + 0.1 * torch.randn(3, generator=generator)).square().mean()
+        return (self.weight * x + 0.1 * normal([len(x), 3], generator, device=x.device)).square().mean()
 
 
 def test_a_stage_that_was_stopped_ends_where_an_unbroken_one_does(tmp_path):
