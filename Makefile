@@ -8,6 +8,7 @@ PHOTOS ?=
 JOBS   ?= 2
 RUN    ?= runs/demo
 SEED   ?= 0
+CONFIG ?= configs/slot_attention/scenes_cpu.yaml
 NATIVE_SOURCES := $(shell find csrc setup.py CMakeLists.txt -type f 2>/dev/null)
 
 .PHONY: demo test test-all test-gpu test-native kernel-budget bench bench-gpu lint types setup clean
@@ -18,7 +19,7 @@ help:
 
 ## make demo       train on drawn scenes, score against trivial baselines, write runs/demo/report.html (10 minutes on 2 cores)
 demo: $(READY)
-	$(BIN)/ocl demo --config configs/slot_attention/scenes_cpu.yaml --run $(RUN) --training.seed $(SEED) --resume $(if $(PHOTOS),--photos $(PHOTOS))
+	$(BIN)/ocl demo --config $(CONFIG) --run $(RUN) --training.seed $(SEED) --resume $(if $(PHOTOS),--photos $(PHOTOS))
 
 ## make test       the default test tier (under 10 minutes on 2 cores, no network)
 test: $(READY)
