@@ -79,7 +79,7 @@ class LocalEngine(Engine):
         self._plain = model.to(self.device)
         if training.channels_last:
             self._plain = self._plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = torch.compile(self._plain) if training.compile else self._plain  # type: ignore[assignment]
+        self.model = torch.compile(self._plain) if training.compile else self._plain
         self._training = training
         self._trained = trained_parameters(model)
         self._optimizer = optimizer.build(self._trained, training.optimizer)

@@ -202,7 +202,7 @@ class DeepSpeedEngine(Engine):
             state = base.state.get(piece.flat, {})
             if not state or (self._stage == 0 and index % self.world.size != self.world.rank):
                 continue
-            whole = self._trained[piece.name]
+            whole: Any = self._trained[piece.name]
             shape = whole.ds_shape if self._stage == 3 else whole.shape
             for moment in ("exp_avg", "exp_avg_sq"):
                 key = piece_name(f"{piece.name}.{moment}", piece.start, piece.count, math.prod(shape))
@@ -228,7 +228,7 @@ class DeepSpeedEngine(Engine):
         return pieces(self._engine.optimizer, self._trained, self._stage, self.world)
 
     def _base_optimizer(self) -> torch.optim.Optimizer:
-        return self._engine.optimizer.optimizer if self._stage else self._engine.optimizer  # type: ignore[no-any-return]
+        return self._engine.optimizer.optimizer if self._stage else self._engine.optimizer
 
 
 def _check_statistics(model: nn.Module, world: World) -> None:

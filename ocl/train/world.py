@@ -93,7 +93,7 @@ class World:
                 error = caught
         result, error = self.gather((result, error))[0]
         self._raise_any([error], error)
-        return result  # type: ignore[no-any-return]
+        return result
 
     def leave(self) -> None:
         """Part from the other processes, who need not be there any more."""

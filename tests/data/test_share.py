@@ -40,6 +40,7 @@ def test_a_batch_that_cannot_be_divided_is_refused():
 def test_the_shares_of_two_readers_are_the_batch_of_one():
     data = Scenes(image_size=64)
     whole = [batch.keys for batch in islice(batches(data, batch_size=8, seed=1, start=16), 3)]
-    parts = [[batch.keys for batch in islice(batches(data, batch_size=8, seed=1, start=16, rank=rank, size=2), 3)] for rank in (0, 1)]
+    readers = [batches(data, batch_size=8, seed=1, start=16, rank=rank, size=2) for rank in (0, 1)]
+    parts = [[batch.keys for batch in islice(reader, 3)] for reader in readers]
     for index, keys in enumerate(whole):
         assert [keys[place] for rank in (0, 1) for place in share(8, rank, 2)] == [*parts[0][index], *parts[1][index]]
