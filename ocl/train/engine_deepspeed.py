@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -202,8 +202,8 @@ class DeepSpeedEngine(Engine):
             state = base.state.get(piece.flat, {})
             if not state or (self._stage == 0 and index % self.world.size != self.world.rank):
                 continue
-            whole = self._trained[piece.name]
-            shape = cast(Any, whole).ds_shape if self._stage == 3 else whole.shape
+            whole: Any = self._trained[piece.name]
+            shape = whole.ds_shape if self._stage == 3 else whole.shape
             for moment in ("exp_avg", "exp_avg_sq"):
                 key = piece_name(f"{piece.name}.{moment}", piece.start, piece.count, math.prod(shape))
                 values = state[moment].flatten()[piece.offset : piece.offset + piece.count]

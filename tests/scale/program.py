@@ -129,8 +129,11 @@ def train(spec: Spec) -> None:
             os.write(notes, b".")
             yield batch
 
-    scores = {"weights": lambda model, step: {"sum": sum(value.double().abs().sum().item() for value in model.slot_module.parameters())}}
-    outcome = fit(engine, losses, stream, training, run=run, resume=True, evaluate=scores.get(spec.get("evaluate", "")))
+    def size_of_weights(model: nn.Module, step: int) -> dict[str, float]:
+        return {"sum": sum(value.double().abs().sum().item() for value in model.slot_module.parameters())}
+
+    evaluate = size_of_weights if spec.get("evaluate") else None
+    outcome = fit(engine, losses, stream, training, run=run, resume=True, evaluate=evaluate)
     world.leave()
     print(f"rank {world.rank} ended at {outcome.step} by {outcome.stopped_by}", flush=True)
 

@@ -20,8 +20,8 @@ def spec(name, size, stage=0, training=EMA, **more):
 
 
 PLAN = [
-    spec("local", 0, training=EVALUATED, evaluate="weights"),
-    *(spec(f"two-{stage}", 2, stage, EVALUATED, evaluate="weights") for stage in range(4)),
+    spec("local", 0, training=EVALUATED, evaluate=True),
+    *(spec(f"two-{stage}", 2, stage, EVALUATED, evaluate=True) for stage in range(4)),
     spec("checkpointing-3", 2, 3, SHORT, denoiser={"checkpointing": True}),
     spec("scaled-2", 2, 2, {**SHORT, "precision": "fp16"}),
 ]

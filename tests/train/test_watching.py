@@ -1,0 +1,90 @@
+"""What a run tells beyond its losses: traces, operations per second, services; and checkpoints written beside the training."""
+
+import importlib.util
+import json
+
+import pytest
+
+from ocl.errors import ConfigError, MissingExtra
+from ocl.train import Training
+from ocl.train.checkpoint import complete, latest, load
+from ocl.train.meter import Summary
+from ocl.train.profile import Flops
+from ocl.train.world import World
+
+
+def lines_of(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_trace_holds_the_updates_that_were_asked_for(program, tmp_path):
+    program.train(tmp_path, program.training(steps=6, profile=2))
+    events = json.loads((tmp_path / "profile" / "rank-00000.json").read_text())["traceEvents"]
+    steps = [event for event in events if str(event.get("name", "")).startswith("Optimizer.step")]
+    assert len(steps) == 2
+
+
+def test_operations_are_counted_once_and_compared_with_the_peak(program, tmp_path):
+    program.train(tmp_path, program.training(steps=8, peak_tflops=1e-3))
+    lines = lines_of(tmp_path)
+    for line in lines:
+        assert line["mfu"] == pytest.approx(line["tflops"] / 1e-3) and line["tflops"] > 0
+    program.train(tmp_path / "without", program.training(steps=8))
+    assert "mfu" not in lines_of(tmp_path / "without")[-1]
+
+
+def test_a_matrix_product_counts_two_operations_for_each_of_its_products():
+    import torch
+
+    flops = Flops(1.0, World())
+    with flops.counting():
+        torch.ones(3, 4) @ torch.ones(4, 5)
+    summary = Summary(0.0, {}, 0.0, 0, 0.0, 0.0, 0.0, seconds=2.0)
+    assert flops.rates(summary)["tflops"] == pytest.approx(2 * 3 * 4 * 5 / 2 / 1e12)
+
+
+def test_background_checkpoints_are_those_that_are_written_at_once(program, tmp_path):
+    for name, background in (("at-once", False), ("background", True)):
+        program.train(tmp_path / name, program.training(steps=20, keep_checkpoints=9, write_in_background=background))
+    ours, theirs = complete(tmp_path / "background"), complete(tmp_path / "at-once")
+    assert [path.name for path in ours] == [path.name for path in theirs] and len(ours) == 5
+    for mine, other in zip(ours, theirs, strict=True):
+        for name in load(other).files:
+            assert (mine / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_a_background_run_goes_on_from_its_last_complete_checkpoint(program, tmp_path):
+    program.train(tmp_path, program.training(steps=10, write_in_background=True))
+    program.train(tmp_path, program.training(steps=20, write_in_background=True))
+    assert load(latest(tmp_path)).step == 20
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_service_that_is_not_installed_names_what_to_install(program, tmp_path, name):
+    if importlib.util.find_spec(name) is not None:
+        pytest.skip(f"{name} is installed; runs where it is not")
+    with pytest.raises(MissingExtra, match=rf'training.track=\[{name}\] need .*pip install "ocl\[{name}\]"'):
+        program.train(tmp_path, program.training(steps=2, track=(name,)))
+
+
+def test_an_unknown_service_is_refused():
+    with pytest.raises(ConfigError, match=r"training.track must name only wandb, mlflow"):
+        Training(track=("visdom",))
+
+
+def test_wandb_gets_the_numbers_of_the_log(program, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason='pip install "ocl[wandb]" to test it')
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    program.train(tmp_path, program.training(steps=4, track=("wandb",)))
+    assert list((tmp_path / "wandb").glob("offline-run-*")) and (tmp_path / "wandb.id").read_text()
+
+
+def test_mlflow_gets_the_numbers_of_the_log(program, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason='pip install "ocl[mlflow]" to test it')
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    program.train(tmp_path / "run", program.training(steps=8, track=("mlflow",)))
+    history = mlflow.MlflowClient().get_metric_history((tmp_path / "run" / "mlflow.id").read_text(), "loss")
+    assert [(point.step, point.value) for point in history] == [
+        (line["step"], pytest.approx(line["loss"])) for line in lines_of(tmp_path / "run")
+    ]
