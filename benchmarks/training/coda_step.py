@@ -3,7 +3,8 @@
     python benchmarks/training/coda_step.py [--quick] [--device cuda] [--sizes tiny mid full] [--batches 8 32] [--out FILE]
 
 Same weights, same random draws. Loss and every gradient of each way must agree with the published way (see diffusion.py) before
-any speed is reported. Ways take turns in one process; ratios are those of medians. Images are in memory; what a cache holds is too.
+any speed is reported. Ways take turns in one process; ratios are those of medians, of processor time on a CPU. Images are in
+memory; what a cache holds is too.
 Each row keeps the switches of the rows above it:
 
     published         two passes toggling requires_grad, context concatenated per image with a mask, encoder and VAE at every step
@@ -23,7 +24,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -47,7 +47,7 @@ from benchmarks.training.diffusion import (  # noqa: E402
     sizes_for,
     write,
 )
-from benchmarks.training.memory import peak_mib  # noqa: E402
+from benchmarks.training.memory import now, peak_mib  # noqa: E402
 from ocl.decoders.diffusion.decoder import Draws  # noqa: E402
 from ocl.models import SlotAutoencoder  # noqa: E402
 from ocl.ops import backend  # noqa: E402
@@ -105,11 +105,11 @@ def measure(
                 if round_number == 0:
                     peaks[way] = peak_mib(step, device)
                     continue
-                before = time.perf_counter()
+                before = now(device)
                 step()
                 if device != "cpu":
                     torch.cuda.synchronize()
-                seconds[way].append(time.perf_counter() - before)
+                seconds[way].append(now(device) - before)
     speed = {way: batch / statistics.median(values) for way, values in seconds.items()}
     rows = []
     for way in ways:

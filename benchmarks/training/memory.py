@@ -1,9 +1,10 @@
-"""The peak of memory during a call: what CUDA's allocator held, or on Linux what the process grew by."""
+"""Time and memory of a call on either device."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,13 @@ import torch
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
+def now(device: str) -> float:
+    """Seconds: of the wall clock beside a GPU; of this process's processor time on a CPU, which other programs do not change."""
+    return time.process_time() if device == "cpu" else time.perf_counter()
+
+
 def peak_mib(call: Callable[[], object], device: str) -> float | None:
-    """MiB above what was held before; None where neither can be told."""
+    """MiB above what was held before, by CUDA's allocator or, on Linux, by the process; None elsewhere."""
     gc.collect()
     if device != "cpu":
         torch.cuda.synchronize()

@@ -13,7 +13,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.training.diffusion import SIZES, Published, Size, ours, refuse, sizes_for, write  # noqa: E402
-from benchmarks.training.memory import peak_mib  # noqa: E402
+from benchmarks.training.memory import now, peak_mib  # noqa: E402
 from ocl.generate.sample import sample_latents  # noqa: E402
 from ocl.ops import backend  # noqa: E402
 from ocl.types import Slots  # noqa: E402
@@ -73,11 +72,11 @@ def measure(name: str, folder: Path, batch: int, device: str, precision: str, *,
             peaks[way] = peak_mib(lambda draw=draw, decode=decode: decode(draw(2)), device)  # type: ignore[misc]
         for _ in range(rounds):
             for way, (draw, decode) in ways.items():
-                before = time.perf_counter()
+                before = now(device)
                 decode(draw(steps))
                 if device != "cpu":
                     torch.cuda.synchronize()
-                seconds[way].append(time.perf_counter() - before)
+                seconds[way].append(now(device) - before)
     speed = {way: batch / statistics.median(values) for way, values in seconds.items()}
     rows = []
     for way in ways:

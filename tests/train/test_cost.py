@@ -38,7 +38,8 @@ def test_operations_are_those_counted_elsewhere(side, forward, backward, other_b
     assert parts["autoencoder"].forward / 1e9 == pytest.approx(autoencoder, abs=1)
     assert unet.forward / 1e9 == pytest.approx(forward, rel=5e-3)
     assert unet.backward / 1e9 == pytest.approx(backward, rel=5e-3)
-    assert unet.contrast_backward / 1e9 == pytest.approx(other_backward, rel=5e-3)
+    # Counted with gradients to all 83 tokens; here registers of that half have none: 2 x 77 x 21 M key and value weights less.
+    assert (other_backward - unet.contrast_backward / 1e9) == pytest.approx(3.2, abs=1)
     assert (unet.forward - unet.contrast) / 1e9 == pytest.approx(trunk, abs=4)  # and the first layer's queries, and registers
     assert unet.parameters == 859_520_964 and unet.trained == 31_572_160
     assert parts["slots"].trained == 8_279_040 and parts["autoencoder"].trained == parts["encoder"].trained == 0
