@@ -65,8 +65,8 @@ def _vit(width: int, layers: int, heads: int, side: int) -> dict[str, Any]:
 
 # Autoencoder and encoder take about the same share of a step as they do in Stable Diffusion 1.5 with DINOv2 base (28 %).
 SIZES = {
-    "tiny": Size(64, _unet(16, (32, 64), 1, 64), _vae(64, (16, 32, 32), 1), _vit(96, 3, 4, 112), 112, 64),
-    "mid": Size(256, _unet(32, (64, 128, 256), 2, 256), _vae(256, (24, 48, 96, 96), 1), _vit(192, 6, 4, 224), 224, 192),
+    "tiny": Size(64, _unet(16, (32, 64), 1, 64), _vae(64, (24, 48, 48), 1), _vit(96, 3, 4, 112), 112, 64),
+    "mid": Size(256, _unet(32, (64, 128, 256), 2, 256), _vae(256, (32, 64, 128, 128), 1), _vit(192, 6, 4, 224), 224, 192),
     "full": Size(512, {**SD15["unet"]}, {**SD15["vae"]}, _vit(768, 12, 12, 518), 448, 768),
 }
 
