@@ -61,8 +61,13 @@ def start(launch: Launch, device: torch.device, *, timeout: float) -> World:
     options: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
     os.environ.update({"RANK": str(launch.rank), "WORLD_SIZE": str(launch.size), "LOCAL_RANK": str(launch.local_rank),
                        "MASTER_ADDR": launch.address, "MASTER_PORT": str(launch.port)})  # fmt: skip
+    patience = timedelta(seconds=timeout)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **options)
+        master = launch.rank == 0 and not served
+        store = dist.TCPStore(launch.address, launch.port, launch.size, is_master=master, timeout=patience, wait_for_workers=False)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store remembers addresses of dead processes
+        dist.init_process_group(backend, store=dist.PrefixStore(f"ocl/{attempt}", store), rank=launch.rank,
+                                world_size=launch.size, timeout=patience, **options)  # fmt: skip
     except (RuntimeError, ValueError) as error:
         if "EADDRINUSE" in str(error):
             raise _port_error(launch) from error
