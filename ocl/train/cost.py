@@ -69,6 +69,7 @@ class Memory:
 
 def part_costs(model: SlotAutoencoder, image_size: tuple[int, int], *, contrast: bool) -> list[PartCost]:
     """Every part of a model on the meta device, in the order they run. contrast: slots of other images are decoded as well."""
+    model = copy.deepcopy(model)  # a pass leaves gradients and maps behind
     image = torch.empty(1, 3, *image_size, device="meta")
     decoder = model.decoder
     with backend("reference"):

@@ -173,6 +173,19 @@ def test_parts_of_a_model_without_diffusion_are_counted():
         assert memory(model, (32, 32), contrast=False).per_image > 0
 
 
+def test_counting_leaves_a_model_as_it_was(tiny_pipeline):
+    from ocl.decoders import LatentDiffusion
+    from ocl.decoders.diffusion import AdaptedUNet, PooledSlots
+
+    folder = str(tiny_pipeline("sd"))
+    with torch.device("meta"):  # adapters keep the maps of the last pass
+        decoder = LatentDiffusion(folder, denoiser=AdaptedUNet(folder, map_block=-1), conditioner=PooledSlots())
+        model = coda(num_slots=3, slot_dim=8, encoder=CNN(8, stride=4), decoder=decoder)
+    part_costs(model, (32, 32), contrast=False)
+    assert all(value.grad is None for value in model.parameters())
+    assert memory(model, (32, 32), contrast=False).per_image > 0
+
+
 PARTS = [PartCost("encoder", 100, 0, 10.0, cacheable=True), PartCost("denoiser", 1000, 60, 40.0, 50.0)]
 
 
