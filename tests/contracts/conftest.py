@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import ocl
 from ocl.decoders import FeatureMLP, LatentDiffusion, PatchMLP, SpatialBroadcast
@@ -25,7 +26,7 @@ from ocl.decoders.diffusion import (
     SlotTokens,
 )
 from ocl.decoders.diffusion.decoder import Draws
-from ocl.encoders import CNN, DINO, MAE, DINOv2, DINOv3, ResNet, ViT
+from ocl.encoders import CNN, DINO, MAE, DINOv2, DINOv3, PretrainedEncoder, ResNet, ViT
 from ocl.interfaces import Conditioner, Decoder, Denoiser, Encoder, Loss, RegisterBank, SlotInit, SlotModule
 from ocl.losses import ContrastiveAlignment, MaskEntropy, MaskGuidance, Reconstruction
 from ocl.slots import GaussianInit, LearnedGaussianInit, LearnedInit, SlotAttention
@@ -211,6 +212,12 @@ def _adapted_diffusion(folder):
     return LatentDiffusion(str(folder("sd")), denoiser=_adapted(folder), conditioner=PooledSlots())
 
 
+def _pretrained(vit):
+    path = vit("dinov2").parent / "cnn.safetensors"
+    save_file({f"encoder.{name}": value for name, value in CNN(8, stride=4).state_dict().items()}, path)
+    return PretrainedEncoder(CNN(8, stride=4), path)
+
+
 EXAMPLES = [
     Example(Encoder, "CNN", lambda vit: CNN(width=8)),
     Example(Encoder, "CNN-strided", lambda vit: CNN(width=8, stride=4, position=False)),
@@ -224,6 +231,7 @@ EXAMPLES = [
     Example(Encoder, "DINOv3", lambda vit: DINOv3(weights=str(vit("dinov3")))),
     Example(Encoder, "DINO", lambda vit: DINO(weights=str(vit("dino")))),
     Example(Encoder, "MAE", lambda vit: MAE(weights=str(vit("mae")))),
+    Example(Encoder, "PretrainedEncoder", _pretrained),
     Example(SlotInit, "GaussianInit", lambda vit: GaussianInit(NUM_SLOTS, SLOT_DIM), random=True),
     Example(SlotInit, "LearnedInit", lambda vit: LearnedInit(NUM_SLOTS, SLOT_DIM)),
     Example(SlotInit, "LearnedGaussianInit", lambda vit: LearnedGaussianInit(NUM_SLOTS, SLOT_DIM), random=True),

@@ -46,13 +46,13 @@ def test_only_abstract_classes_and_errors_are_extended(ocl_classes):
 
 
 def test_every_part_is_built_by_its_short_name(parts):
-    """The way of configs and the command line; every required argument here is a width, a count or a name."""
+    """The way of configs and the command line; every required argument here is a width, a count, a name or an encoder."""
     for part in parts:
         kind = next(kind for kind in INTERFACES if issubclass(part, kind))
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_argument("--part", type=kind)
         required = [parameter.name for parameter in arguments(part) if parameter.default is parameter.empty]
-        words = [f"--part={part.__name__}", *(f"--part.{name}=8" for name in required)]
+        words = [f"--part={part.__name__}", *(f"--part.{name}={'CNN' if name == 'encoder' else 8}" for name in required)]
         assert parser.parse_args(words).part.class_path.endswith(f".{part.__name__}")
         with pytest.raises(jsonargparse.ArgumentError, match="stranger"):
             parser.parse_args([*words, "--part.stranger=1"])

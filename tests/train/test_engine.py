@@ -173,7 +173,7 @@ def test_channels_last_changes_layout_and_no_value(one_batch):
 
 def test_compiled_training_equals_plain_training(one_batch, monkeypatch):
     """Through the dynamo tracer with the eager backend; the slow test below generates code as well."""
-    monkeypatch.setattr(torch, "compile", lambda model, compile=torch.compile: compile(model, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda model, backend, compile=torch.compile: compile(model, backend="eager"))
     compiled, plain = make(compile=True), make()
     for engine in (compiled, plain):
         for _ in range(2):
