@@ -214,7 +214,10 @@ def _adapted_diffusion(folder):
 
 def _pretrained(vit):
     path = vit("dinov2").parent / "cnn.safetensors"
-    save_file({f"encoder.{name}": value for name, value in CNN(8, stride=4).state_dict().items()}, path)
+    if not path.exists():
+        with torch.device("cpu"), torch.random.fork_rng():
+            torch.manual_seed(0)
+            save_file({f"encoder.{name}": value for name, value in CNN(8, stride=4).state_dict().items()}, path)
     return PretrainedEncoder(CNN(8, stride=4), path)
 
 
