@@ -64,8 +64,8 @@ def gallery(
                   f"Images; drawn from all their slots; drawn again without one of them (slots {gone})."),
     }  # fmt: skip
     shown = []
-    for name, (rows, caption) in grids.items():
-        grid = picture_grid(rows)
+    for name, (lines, caption) in grids.items():
+        grid = picture_grid(lines)
         write_png(folder / f"{name}.png", grid)
         shown.append(Picture(grid, caption))
     text = f"{sampler}, {steps} steps, guidance {guidance:g}; the noise of a picture follows from its name."

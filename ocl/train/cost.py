@@ -24,10 +24,10 @@ from ocl.decoders import LatentDiffusion
 from ocl.models import SlotAutoencoder
 from ocl.ops import backend
 from ocl.slots.mismatch import swapped
+from ocl.train.engine import DTYPES
 from ocl.types import Batch, Features, Mismatch, Moments, Slots
 
 Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def on_fake_cpu(model: nn.Module) -> Iterator[Any]:
 
 def passed(forward: Callable[[], Tensor], *, precision: Precision) -> tuple[int, int]:
     """(bytes left for the backward pass, peak bytes) of a pass that ends in a scalar; on fake tensors."""
-    dtype = _DTYPES.get(precision, torch.bfloat16)
+    dtype = DTYPES.get(precision, torch.bfloat16)
     with LiveBytes() as live:
         with torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32"):
             loss = forward()

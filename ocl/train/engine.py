@@ -90,14 +90,10 @@ class LocalEngine(Engine):
         self._plain.train()
 
     def place(self, batch: Batch) -> Batch:
-        batch = batch.to(self.device, non_blocking=True)
-        if not self._training.channels_last:
-            return batch
-        return replace(batch, image=batch.image.contiguous(memory_format=torch.channels_last))
+        return placed(batch, self._training, self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        dtype = DTYPES.get(self._training.precision)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self._training, self.device)
 
     def backward(self, loss: Tensor) -> None:
         self._scaler.scale(loss / self._training.accumulate).backward()
@@ -149,6 +145,20 @@ class LocalEngine(Engine):
         optimizer.load_state(self._optimizer, self._trained, tensors)
         if self._scaler.is_enabled() and state["scaler"]:
             self._scaler.load_state_dict(dict(state["scaler"]))
+
+
+def placed(batch: Batch, training: Training, device: torch.device) -> Batch:
+    """The batch on the device, its images in the layout of the run."""
+    batch = batch.to(device, non_blocking=True)
+    if not training.channels_last:
+        return batch
+    return replace(batch, image=batch.image.contiguous(memory_format=torch.channels_last))
+
+
+def autocast(training: Training, device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, operations run in the precision of the run."""
+    dtype = DTYPES.get(training.precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -23,7 +22,7 @@ from ocl.nn.freezing import trainable_state_dict
 from ocl.train import deepspeed_config, optimizer
 from ocl.train.checkpoint import AVERAGE, MODEL, Snapshot, fill
 from ocl.train.compiling import compiled
-from ocl.train.engine import DTYPES, Engine, check_average, trained_parameters
+from ocl.train.engine import Engine, autocast, check_average, placed, trained_parameters
 from ocl.train.files import read_tensors
 from ocl.train.loss_scale import LossScale
 from ocl.train.moments import Moments, check_names, file_name, piece_name
@@ -78,14 +77,10 @@ class DeepSpeedEngine(Engine):
         return self._units.assemble(tensors)
 
     def place(self, batch: Batch) -> Batch:
-        batch = batch.to(self.device, non_blocking=True)
-        if not self._training.channels_last:
-            return batch
-        return replace(batch, image=batch.image.contiguous(memory_format=torch.channels_last))
+        return placed(batch, self._training, self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        dtype = DTYPES.get(self._training.precision)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self._training, self.device)
 
     def backward(self, loss: Tensor) -> None:
         if self._stage:
