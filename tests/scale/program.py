@@ -37,9 +37,6 @@ import torch.utils.tensorboard
 import transformers  # noqa: F401
 from torch import Tensor, nn
 
-import ocl.train.checkpoint
-import ocl.train.engine_deepspeed
-import ocl.train.files
 from ocl.data.loader import batches
 from ocl.data.sample import Dataset, Sample
 from ocl.decoders import LatentDiffusion, PatchMLP
@@ -50,6 +47,9 @@ from ocl.losses import ContrastiveAlignment, Reconstruction
 from ocl.models import coda, slot_attention
 from ocl.train import DeepSpeed, Local, Optimizer, Schedule, Training, fit
 from ocl.types import Batch, Step
+
+sys.path.append(str(Path(__file__).parents[1]))  # tests
+from kills import kill_in_checkpoint
 
 Spec = Mapping[str, Any]
 SIZE = 16
@@ -144,25 +144,6 @@ def written(run: Path, spec: Spec) -> Path:
     return path
 
 
-def kill_at_operation(number: int) -> None:
-    left = number
-
-    def counted(operation: Any) -> Any:
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return operation(*args, **kwargs)
-
-        return wrapper
-
-    ocl.train.files.save_file = counted(ocl.train.files.save_file)
-    for name in ("sync", "write_json"):
-        setattr(ocl.train.checkpoint, name, counted(getattr(ocl.train.checkpoint, name)))
-    os.rename, os.unlink = counted(os.rename), counted(os.unlink)
-
-
 def fork(spec: Spec, rank: int, port: int, kill: Spec) -> int:
     child = os.fork()
     if child:
@@ -174,7 +155,7 @@ def fork(spec: Spec, rank: int, port: int, kill: Spec) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     if "operation" in kill and kill["rank"] == rank:
-        kill_at_operation(kill["operation"])
+        kill_in_checkpoint(kill["operation"])
     status = 1
     try:
         train(spec)

@@ -8,7 +8,9 @@ import argparse
 import os
 import random
 import signal
+import sys
 import time
+from pathlib import Path
 
 import torch
 import torch._dynamo  # what a child would import lazily: here once
@@ -18,20 +20,12 @@ import ocl.train.files
 from ocl.cli.main import main
 from ocl.train import precompute
 
+sys.path.append(str(Path(__file__).parents[1]))  # tests
+from kills import counted_down
+
 
 def kill_at_operation(number):
-    left = number
-
-    def counted(operation):
-        def wrapper(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return operation(*args, **kwargs)
-
-        return wrapper
-
+    counted = counted_down(number)
     ocl.train.files.save_file = counted(save_file)
     precompute.sync, os.replace = counted(precompute.sync), counted(os.replace)
 

@@ -14,6 +14,7 @@ import argparse
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -24,8 +25,6 @@ import torch._dynamo  # what the first update and the log import lazily: here on
 import torch.utils.tensorboard
 from torch import nn
 
-import ocl.train.checkpoint
-import ocl.train.files
 from ocl.data.loader import batches
 from ocl.data.sample import Dataset, Sample
 from ocl.losses import Reconstruction
@@ -33,6 +32,9 @@ from ocl.nn.draws import normal
 from ocl.nn.freezing import Frozen
 from ocl.train import LocalEngine, Optimizer, Outcome, Schedule, Training, fit
 from ocl.types import Batch, Decoding, Features, Output, Randomness, Slots
+
+sys.path.append(str(Path(__file__).parents[1]))  # tests
+from kills import kill_in_checkpoint
 
 WIDTH, NUM_SLOTS, SIZE = 16, 3, 12
 GONE = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -101,32 +103,12 @@ def noted_batches(run: Path, options: Training, start: int) -> Iterator[Batch]:
         yield batch
 
 
-def kill_at_operation(number: int) -> None:
-    """SIGKILL this process right before its n-th write, sync, rename or removal inside a checkpoint."""
-    left = number
-
-    def counted(operation):  # type: ignore[no-untyped-def]
-        def wrapper(*args, **kwargs):  # type: ignore[no-untyped-def]
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return operation(*args, **kwargs)
-
-        return wrapper
-
-    ocl.train.files.save_file = counted(ocl.train.files.save_file)
-    for name in ("sync", "write_json"):
-        setattr(ocl.train.checkpoint, name, counted(getattr(ocl.train.checkpoint, name)))
-    os.rename, os.unlink = counted(os.rename), counted(os.unlink)
-
-
 def in_child(run: Path, *, kill_after: int | None = None, kill_at: int | None = None) -> None:
     lines = count_lines(run / "keys.txt")
     child = os.fork()
     if child == 0:
         if kill_at is not None:
-            kill_at_operation(kill_at)
+            kill_in_checkpoint(kill_at)
         train(run, training())
         os._exit(0)
     if kill_after is not None:
