@@ -19,8 +19,6 @@ Each row keeps the switches of the rows above it:
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -42,7 +40,10 @@ from benchmarks.training.diffusion import (  # noqa: E402
     Published,
     Size,
     StepDraws,
+    keep,
+    options,
     ours,
+    read,
     refuse,
     sizes_for,
     write,
@@ -60,19 +61,10 @@ SWITCHES = ("registers once", "fused attention", "merged pass", "shared trunk", 
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="tiny, batch 8, without torch.compile")
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--sizes", nargs="+", choices=list(SIZES))
-    options.add_argument("--batches", nargs="+", type=int)
-    options.add_argument("--rounds", type=int, help="default 7; 3 for mid on a CPU")
-    options.add_argument("--no_compile", action="store_true")
-    options.add_argument("--precision", choices=["fp32", "bf16"], help="default fp32 on a CPU, bf16 on a GPU")
-    options.add_argument("--out", type=Path)
-    known = options.parse_args()
-    torch.set_num_threads(known.threads)
-    precision = known.precision or ("fp32" if known.device == "cpu" else "bf16")
+    parser = options(__doc__, quick="tiny, batch 8, without torch.compile")
+    parser.add_argument("--rounds", type=int, help="default 7; 3 for mid on a CPU")
+    parser.add_argument("--no_compile", action="store_true")
+    known = read(parser)
     rows = []
     for name in sizes_for(known.sizes, device=known.device, quick=known.quick):
         if name == "full" and known.device == "cpu":
@@ -82,10 +74,8 @@ def main() -> int:
             for batch in known.batches or ([8] if known.quick else [8, 32]):
                 rounds = known.rounds or (3 if known.quick or (name == "mid" and known.device == "cpu") else 7)
                 compile_too = not (known.quick or known.no_compile)
-                rows += measure(name, Path(folder), batch, known.device, precision, rounds=rounds, compile_too=compile_too)
-    if known.out:
-        result = {"benchmark": "coda_step", "threads": known.threads, "device": known.device, "precision": precision, "rows": rows}
-        known.out.write_text(json.dumps(result, indent=1) + "\n")
+                rows += measure(name, Path(folder), batch, known.device, known.precision, rounds=rounds, compile_too=compile_too)
+    keep("coda_step", known, rows)
     return 0
 
 

@@ -7,6 +7,7 @@ of the trained projections is switched off; encoder and autoencoder run at every
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import dataclass
@@ -215,3 +216,31 @@ def sizes_for(words: list[str] | None, *, device: str, quick: bool) -> list[str]
 
 def refuse(what: str, error: float) -> None:
     sys.exit(f"{what} differs by {error:.1e} of its size from the published formulation; no speed is reported for a wrong result")
+
+
+def options(description: str | None, *, quick: str) -> argparse.ArgumentParser:
+    """What benchmarks of these models have in common. quick: what is measured with --quick."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--quick", action="store_true", help=quick)
+    found.add_argument("--threads", type=int, default=1)
+    found.add_argument("--device", default="cpu")
+    found.add_argument("--sizes", nargs="+", choices=list(SIZES))
+    found.add_argument("--batches", nargs="+", type=int)
+    found.add_argument("--precision", choices=["fp32", "bf16"], help="default fp32 on a CPU, bf16 on a GPU")
+    found.add_argument("--out", type=Path)
+    return found
+
+
+def read(found: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, its precision decided; torch's threads are set."""
+    known = found.parse_args()
+    torch.set_num_threads(known.threads)
+    known.precision = known.precision or ("fp32" if known.device == "cpu" else "bf16")
+    return known
+
+
+def keep(benchmark: str, known: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write --out, if asked for."""
+    if known.out:
+        said = {"threads": known.threads, "device": known.device, "precision": known.precision}
+        known.out.write_text(json.dumps({"benchmark": benchmark, **said, "rows": rows}, indent=1) + "\n")

@@ -8,8 +8,6 @@ The published way concatenates slots and registers for every image and lets the 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -24,7 +22,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.training.diffusion import SIZES, Published, Size, ours, refuse, sizes_for, write  # noqa: E402
+from benchmarks.training.diffusion import SIZES, Published, Size, keep, options, ours, read, refuse, sizes_for, write  # noqa: E402
 from benchmarks.training.memory import now, peak_mib  # noqa: E402
 from ocl.generate.sample import sample_latents  # noqa: E402
 from ocl.ops import backend  # noqa: E402
@@ -34,29 +32,18 @@ TOLERANCE = 1e-3
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="tiny, batch 2, 10 steps")
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--sizes", nargs="+", choices=list(SIZES))
-    options.add_argument("--batches", nargs="+", type=int)
-    options.add_argument("--steps", type=int)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--precision", choices=["fp32", "bf16"], help="default fp32 on a CPU, bf16 on a GPU")
-    options.add_argument("--out", type=Path)
-    known = options.parse_args()
-    torch.set_num_threads(known.threads)
-    precision = known.precision or ("fp32" if known.device == "cpu" else "bf16")
+    parser = options(__doc__, quick="tiny, batch 2, 10 steps")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
+    known = read(parser)
     steps = known.steps or (10 if known.quick else 50)
     rows = []
     for name in sizes_for(known.sizes, device=known.device, quick=known.quick):
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), SIZES[name])
             for batch in known.batches or ([2] if known.quick else [1, 8]):
-                rows += measure(name, Path(folder), batch, known.device, precision, steps=steps, rounds=known.rounds)
-    if known.out:
-        result = {"benchmark": "sampling", "threads": known.threads, "device": known.device, "precision": precision, "rows": rows}
-        known.out.write_text(json.dumps(result, indent=1) + "\n")
+                rows += measure(name, Path(folder), batch, known.device, known.precision, steps=steps, rounds=known.rounds)
+    keep("sampling", known, rows)
     return 0
 
 
