@@ -17,6 +17,8 @@
 
 namespace ocl::register_attention {
 
+using simt::Matrix;
+
 constexpr int general_threads = simt::product_threads;
 constexpr int product_rows = 32, product_columns = 64;
 using Product = simt::BlockProduct<product_rows, product_columns>;
@@ -33,17 +35,6 @@ constexpr int64_t general_shared_bytes(int64_t keys, bool backward) {
   const int64_t staged = Product::shared_floats + product_rows;
   return (staged + (backward ? 2 : 1) * general_rows(keys) * keys) * static_cast<int64_t>(sizeof(float));
 }
-
-// [rows, D] of one image and head.
-template <class T>
-struct Matrix {
-  T* data;
-  int64_t stride;
-
-  OCL_DEVICE Matrix(const View& view, int image, int head) : data(slice_of<T>(view, image, head)), stride(view.row) {}
-  OCL_DEVICE T& at(int row, int column) const { return data[row * stride + column]; }
-  OCL_DEVICE float operator()(int row, int column) const { return simt::to_float(at(row, column)); }
-};
 
 // Keys or values of one image and head: slots, then registers. Masked slots are zeros, whatever they hold.
 template <class T>

@@ -6,15 +6,6 @@
 
 namespace ocl::slot_attention {
 
-struct CudaBackend {
-  Device device;
-  cudaStream_t stream = nullptr;
-
-  template <class... Parameters, class... Arguments>
-  int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
-             const Arguments&... arguments) const {
-    return launch_kernel(kernel, blocks, threads, shared_bytes, stream, arguments...);
-  }
-};
+using CudaBackend = DeviceBackend<Device>;
 
 }  // namespace ocl::slot_attention

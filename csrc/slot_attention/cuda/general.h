@@ -13,6 +13,8 @@
 
 namespace ocl::slot_attention {
 
+using simt::Matrix;
+
 using SlotProduct = simt::BlockProduct<8, 128>;   // of slots by tokens, or slots by columns
 using TokenProduct = simt::BlockProduct<32, 64>;  // of tokens by columns
 constexpr int general_threads = simt::product_threads;
@@ -22,17 +24,6 @@ constexpr int64_t general_shared_bytes(int64_t slots, bool backward) {
   const int64_t scores = general_tokens(slots) * slots;
   return (staged_floats + (backward ? 2 * scores + 2 * slots : scores)) * static_cast<int64_t>(sizeof(float));
 }
-
-// [rows, columns] of one image and head.
-template <class T>
-struct Matrix {
-  T* data;
-  int64_t stride;
-
-  OCL_DEVICE Matrix(const View& view, int image, int head) : data(slice_of<T>(view, image, head)), stride(view.row) {}
-  OCL_DEVICE T& at(int row, int column) const { return data[row * stride + column]; }
-  OCL_DEVICE float operator()(int row, int column) const { return simt::to_float(at(row, column)); }
-};
 
 // A tile of tokens, and where its scores lie: scores[head * K + slot][token].
 struct Tile {

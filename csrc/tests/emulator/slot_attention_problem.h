@@ -37,12 +37,6 @@ struct Case {
   Device device = {};
 };
 
-inline double tolerance_of(const Case& c) {
-  if (c.tolerance > 0) return c.tolerance;
-  return c.dtype == Dtype::float32 ? 2e-6 : c.dtype == Dtype::float16 ? 6e-4 : 4e-3;
-}
-inline double float_tolerance_of(const Case& c) { return c.tolerance > 0 ? c.tolerance : 1e-6; }
-
 inline std::string describe(const Case& c) {
   const char* types[] = {"float32", "bfloat16", "float16"};
   char text[256];

@@ -3,7 +3,6 @@
 // number of seeds.
 //   g++ -std=c++20 -O1 -Icsrc/include -Icsrc csrc/tests/emulator/slot_attention_test.cpp && ./a.out 2
 #include <array>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -11,25 +10,13 @@
 #include <vector>
 
 #include "slot_attention/cuda/launch.h"
+#include "tests/emulator/harness.h"
 #include "tests/emulator/slot_attention_problem.h"
 
 namespace ocl::slot_attention::test {
 namespace {
 
-// ---- The emulator as a Backend of plan.h
-
-struct Emulator {
-  Device device;
-  unsigned seed = 1;
-
-  template <class... Parameters, class... Arguments>
-  int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
-             const Arguments&... arguments) const {
-    if (shared_bytes > device.shared_per_block) throw simt::Failure("a block asks for more shared memory than the device has");
-    simt::run_grid(blocks, 1, 1, threads, static_cast<std::size_t>(shared_bytes), seed, [&] { kernel(arguments...); });
-    return 0;
-  }
-};
+using Emulator = ocl::test::Emulator<Device>;
 
 // ---- What the kernels gave
 
@@ -77,9 +64,7 @@ Results compute(Problem& problem, unsigned seed) {
 }
 
 bool check(const Case& c, unsigned seed) {
-  const auto start = std::chrono::steady_clock::now();
-  std::string problems;
-  double worst = 0.0, worst_float = 0.0;
+  ocl::test::Verdict verdict;
   try {
     Problem problem(c, seed);
     const Results got = compute(problem, seed);
@@ -87,15 +72,11 @@ bool check(const Case& c, unsigned seed) {
     const Float64 float64(problem);
     float64.forward(expected);
     float64.backward(expected, got.updates);
-    const auto compare = [&](const char* name, double error, double tolerance) {
-      if (!(error <= tolerance)) problems += std::string(" ") + name + "=" + std::to_string(error);
-      return error;
-    };
     const auto rounded = [&](const char* name, const Tensor& tensor, const Expected& value) {
-      worst = std::max(worst, compare(name, error_of(tensor, value, c.floor), tolerance_of(c)));
+      verdict.rounded(name, error_of(tensor, value, c.floor), tolerance_of(c));
     };
     const auto floats = [&](const char* name, const std::vector<float>& numbers, const Expected& value) {
-      worst_float = std::max(worst_float, compare(name, error_of(numbers, value, c.floor), float_tolerance_of(c)));
+      verdict.floats(name, error_of(numbers, value, c.floor), float_tolerance_of(c));
     };
     rounded("updates", got.updates, expected.updates);
     rounded("grad_query", got.grad_query, expected.grad_query);
@@ -104,13 +85,9 @@ bool check(const Case& c, unsigned seed) {
     floats("total", got.total, expected.total);
     floats("attn", got.attn, expected.attn);
   } catch (const std::exception& failure) {
-    problems = std::string(" ") + failure.what();
+    verdict.fail(failure.what());
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::printf("%s %s  error %.1e, of floats %.1e, %.2f s%s\n", problems.empty() ? "ok  " : "FAIL", describe(c).c_str(), worst,
-              worst_float, seconds, problems.c_str());
-  std::fflush(stdout);
-  return problems.empty();
+  return verdict.report(describe(c));
 }
 
 // ---- Cases against float64

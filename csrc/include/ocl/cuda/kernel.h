@@ -34,4 +34,15 @@ OCL_DEVICE T* slice_of(const View& view, int image, int head) {
   return static_cast<T*>(view.data) + image * view.batch + head * view.head;
 }
 
+// The same as [rows, columns], whose numbers are read as float.
+template <class T>
+struct Matrix {
+  T* data;
+  int64_t stride;
+
+  OCL_DEVICE Matrix(const View& view, int image, int head) : data(slice_of<T>(view, image, head)), stride(view.row) {}
+  OCL_DEVICE T& at(int row, int column) const { return data[row * stride + column]; }
+  OCL_DEVICE float operator()(int row, int column) const { return to_float(at(row, column)); }
+};
+
 }  // namespace ocl::simt

@@ -21,6 +21,19 @@ int launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int threads, in
   return cudaGetLastError();
 }
 
+// A CUDA device, as the operator's plan.h describes it, and a stream: the Backend that its launch.h is given.
+template <class Device>
+struct DeviceBackend {
+  Device device;
+  cudaStream_t stream = nullptr;
+
+  template <class... Parameters, class... Arguments>
+  int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes,
+             const Arguments&... arguments) const {
+    return launch_kernel(kernel, blocks, threads, shared_bytes, stream, arguments...);
+  }
+};
+
 // `otherwise` where there is no device, so that sizes can be asked for without a GPU.
 inline int64_t device_limit(cudaDeviceAttr attribute, int64_t otherwise) {
   int device = 0, found = 0;
