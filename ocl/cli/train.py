@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -17,6 +16,7 @@ from ocl.cli.options import add_device, command, device
 from ocl.cli.scoring import held_out_evaluation
 from ocl.data.loader import batches
 from ocl.errors import CheckpointError, ConfigError
+from ocl.nn.fingerprint import changes
 from ocl.train import Outcome, fit
 from ocl.train.checkpoint import fill, latest
 from ocl.train.files import replace_text
@@ -85,7 +85,7 @@ def claim(run: Path, text: str, *, resume: bool) -> None:
     if path.exists() and not resume:
         raise CheckpointError(f"{run} already holds a run; pass --resume to go on with it, or another --run folder.")
     if path.exists():
-        found = _changed(yaml.safe_load(path.read_text()), yaml.safe_load(text)) - FREE_TO_CHANGE
+        found = {name for name, *_ in changes(yaml.safe_load(path.read_text()), yaml.safe_load(text))} - FREE_TO_CHANGE
         changed = sorted(name for name in found if name.partition(".")[0] != "engine")
         if changed:
             raise CheckpointError(
@@ -94,10 +94,3 @@ def claim(run: Path, text: str, *, resume: bool) -> None:
             )
     run.mkdir(parents=True, exist_ok=True)
     replace_text(path, text)
-
-
-def _changed(old: Any, new: Any, name: str = "") -> set[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = old.keys() | new.keys()
-        return {place for key in keys for place in _changed(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))}
-    return set() if old == new else {name}

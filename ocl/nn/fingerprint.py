@@ -45,12 +45,17 @@ def state_digest(part: nn.Module) -> str | None:
     return found.hexdigest() if num_tensors else None
 
 
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """'place: old -> new' for every value that differs between two nested mappings."""
+def changes(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, old, new) for every value that differs between two nested mappings."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
-        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if old == new else [f"{name}: {_short(old)} -> {_short(new)}"]
+        return [change for key in keys for change in changes(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
+    return [] if old == new else [(name, old, new)]
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """The same as lines: 'place: old -> new'."""
+    return [f"{place}: {_short(before)} -> {_short(after)}" for place, before, after in changes(old, new, name)]
 
 
 def _outside_frozen(part: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -29,7 +29,7 @@ _WRITING, _DELETING = ".writing-", ".deleting-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stood: `step` updates made, `samples` images consumed; `engine` is what the engine's `save` returned."""
+    """Where a run stood: `step` updates made, `samples` images consumed; `engine` is the state in the engine's `snapshot`."""
 
     path: Path
     step: int
