@@ -74,7 +74,7 @@ def shipped_scores(experiment: Experiment, held_out: Dataset, place: torch.devic
     if weights is None:
         return {}
     model = experiment.model()
-    fill(model, weights)
+    fill(model, weights, experiment.training.start_parts)
     found = evaluate(model, held_out, device=place, num_examples=0)
     return {f"{MASKS[masks]}, before this training": scores for masks, scores in found.scores.items()}
 

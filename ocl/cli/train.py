@@ -61,7 +61,7 @@ def train(experiment: Experiment, run: Path, *, resume: bool = False, on: str = 
     if cache is not None:
         world.together(partial(check_state, cache, model))
     if training.start_from is not None and not (resume and latest(run)):
-        world.together(partial(fill, model, training.start_from))
+        world.together(partial(fill, model, training.start_from, training.start_parts))
     world.first(lambda: claim(run, experiment.text, resume=resume))
     outcome = fit(
         setup.build(model, training, place),

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ocl.errors import CheckpointError
-from ocl.nn.freezing import load_trainable_state_dict
+from ocl.nn.freezing import load_trainable_state_dict, trainable_state_dict
 from ocl.train.files import WRITE_ERRORS, fingerprint, read_tensors, sync, write_json, write_tensors
 
 MODEL, AVERAGE, STATE, CONFIG = "model.safetensors", "ema.safetensors", "state.json", "config.yaml"
@@ -161,13 +161,32 @@ def find(run_or_checkpoint: Path) -> Path:
     return newest
 
 
-def fill(model: nn.Module, path: Path) -> None:
-    """Load trained weights from one file. Raises CheckpointError, naming keys, if they belong to another model."""
+def fill(model: nn.Module, path: Path, parts: Collection[str] = ()) -> None:
+    """Load trained weights from one file. Raises CheckpointError, naming keys, if they belong to another model.
+
+    parts: only what lies below these names is read, such as slot_module; of them the file may lack tensors, which stay as
+    they are, but must not hold others. Nothing given reads everything and demands everything.
+    """
+    tensors = read_tensors(path)
+    if parts:
+        tensors = _chosen(model, tensors, parts, path)
     try:
-        load_trainable_state_dict(model, read_tensors(path))
+        load_trainable_state_dict(model, tensors)
     except CheckpointError as error:
         way_out = f"compare {path.parent / CONFIG} with your config"
         raise CheckpointError(f"{path} does not fit this model: {error} To see why, {way_out}.") from error
+
+
+def _chosen(model: nn.Module, tensors: Mapping[str, Tensor], parts: Collection[str], path: Path) -> dict[str, Tensor]:
+    """The model's own tensors, with those of `parts` out of `tensors`."""
+    own, found = trainable_state_dict(model), dict[str, Tensor]()
+    for part in parts:
+        named = {name: tensor for name, tensor in tensors.items() if name == part or name.startswith(f"{part}.")}
+        if not named:
+            known = ", ".join(sorted({name.partition(".")[0] for name in tensors}))
+            raise CheckpointError(f"{path} holds nothing called {part}, only {known}; correct training.start_parts.")
+        found |= named
+    return {**own, **found}
 
 
 def _name(run: Path, step: int) -> Path:

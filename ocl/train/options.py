@@ -68,6 +68,8 @@ class Training:
     Args:
         steps: number of updates.
         start_from: weights to begin with, a model.safetensors of the same model; null begins with fresh ones.
+        start_parts: take only these parts out of start_from, such as [init, slot_module], into a model that may differ in the
+            others. Tensors of a part that the file lacks begin afresh. Empty takes everything, and demands everything.
         batch_size: images per forward pass, all processes together; contrastive partners lie in one such batch.
         accumulate: forward passes per update; one update sees batch_size * accumulate images.
         optimizer: AdamW and its rates.
@@ -95,6 +97,7 @@ class Training:
 
     steps: int = 100_000
     start_from: Path | None = None
+    start_parts: tuple[str, ...] = ()
     batch_size: int = 64
     accumulate: int = 1
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -128,6 +131,8 @@ class Training:
         _check("training.ema", self.ema, self.ema is None or 0 <= self.ema < 1, "lie in [0, 1), or be null for none")
         _check("training.flip", self.flip, 0 <= self.flip <= 1, "lie in [0, 1]")
         _check("training.peak_tflops", self.peak_tflops, self.peak_tflops is None or self.peak_tflops > 0, "be positive, or null")
+        alone = bool(self.start_parts) and self.start_from is None
+        _check("training.start_parts", self.start_parts, not alone, "come with training.start_from, the file to take them from")
         known = ("wandb", "mlflow")
         _check("training.track", self.track, set(self.track) <= set(known), f"name only {', '.join(known)}")
         precisions = ("fp32", "bf16", "fp16")

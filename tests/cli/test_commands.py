@@ -52,6 +52,40 @@ def test_training_can_start_from_the_weights_of_another_run(tiny_config, tiny_ru
         torch.testing.assert_close(new[name], old[name], atol=1e-6, rtol=0)
 
 
+WIDER = [
+    "--model.slot_module", "{class_path: SlotAttention, init_args: {feature_dim: 8, slot_dim: 8, out_dim: 10, mlp_dim: 16, input_mlp: true}}",
+    "--model.decoder.init_args.slot_dim", "10",
+]  # fmt: skip
+
+
+def test_training_can_take_some_parts_of_another_model(tiny_config, tiny_run, tmp_path):
+    weights = checkpoint.latest(tiny_run) / checkpoint.MODEL
+    words = ["train", "--config", str(tiny_config), "--run", str(tmp_path / "run"), "--training.start_from", str(weights)]
+    words += ["--training.start_parts", "[init, slot_module]", "--training.optimizer.lr", "1e-12"]
+    assert main([*words, *WIDER]) == 0
+    old, new = load_file(weights), load_file(checkpoint.latest(tmp_path / "run") / checkpoint.MODEL)
+    for name in old:
+        same = new[name].shape == old[name].shape and torch.allclose(new[name], old[name], atol=1e-6, rtol=0)
+        assert same == name.startswith(("init.", "slot_module.")), name
+    assert "slot_module.output.1.weight" in new
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--training.start_parts", "[slots]"], "training.start_from"),
+        (["--training.start_from", "WEIGHTS", "--training.start_parts", "[slots]"], "slot_module"),
+        (["--training.start_from", "WEIGHTS", "--training.start_parts", "[decoder]", *WIDER], "decoder."),
+    ],
+    ids=["parts of nothing", "a part that is not there", "a part of another shape"],
+)
+def test_parts_that_do_not_fit_are_told(words, told, tiny_config, tiny_run, tmp_path, capsys):
+    weights = str(checkpoint.latest(tiny_run) / checkpoint.MODEL)
+    words = [weights if word == "WEIGHTS" else word for word in words]
+    assert main(["train", "--config", str(tiny_config), "--run", str(tmp_path / "run"), *words]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_a_run_resumes_without_the_weights_it_started_from(tiny_config, tiny_run, tmp_path):
     weights = shutil.copyfile(checkpoint.latest(tiny_run) / checkpoint.MODEL, tmp_path / "weights.safetensors")
     words = ["train", "--run", str(tmp_path / "run")]
