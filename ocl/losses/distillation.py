@@ -29,7 +29,8 @@ class MaskDistillation(Loss):
     def __init__(self, *, weight: float = 0.01, start_step: int = 0) -> None:
         super().__init__()
         if not (math.isfinite(weight) and weight > 0):
-            raise ConfigError(f"MaskDistillation.weight must be positive and finite, got {weight}; leave the loss out to disable it.")
+            way_out = "leave the loss out to disable it"
+            raise ConfigError(f"MaskDistillation.weight must be positive and finite, got {weight}; {way_out}.")
         if start_step < 0:
             raise ConfigError(f"MaskDistillation.start_step must be 0 or more, got {start_step}.")
         self.weight, self.start_step = weight, start_step

@@ -52,10 +52,8 @@ def test_training_can_start_from_the_weights_of_another_run(tiny_config, tiny_ru
         torch.testing.assert_close(new[name], old[name], atol=1e-6, rtol=0)
 
 
-WIDER = [
-    "--model.slot_module", "{class_path: SlotAttention, init_args: {feature_dim: 8, slot_dim: 8, out_dim: 10, mlp_dim: 16, input_mlp: true}}",
-    "--model.decoder.init_args.slot_dim", "10",
-]  # fmt: skip
+SLOTS = "{feature_dim: 8, slot_dim: 8, out_dim: 10, mlp_dim: 16, input_mlp: true}"
+WIDER = ["--model.slot_module", f"{{class_path: SlotAttention, init_args: {SLOTS}}}", "--model.decoder.init_args.slot_dim", "10"]
 
 
 def test_training_can_take_some_parts_of_another_model(tiny_config, tiny_run, tmp_path):
