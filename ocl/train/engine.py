@@ -99,8 +99,7 @@ class LocalEngine(Engine):
         self._scaler.scale(loss / self._training.accumulate).backward()
 
     def step(self, lr: float) -> Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        optimizer.set_rate(self._optimizer, lr)
         self._scaler.unscale_(self._optimizer)
         parameters = [value for value in self._trained.values() if value.grad is not None]
         norm = nn.utils.get_total_norm([value.grad for value in parameters if value.grad is not None])

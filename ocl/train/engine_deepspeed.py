@@ -93,8 +93,7 @@ class DeepSpeedEngine(Engine):
             self._engine.step()  # counts the pass
 
     def step(self, lr: float) -> Tensor:
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        optimizer.set_rate(self._engine.optimizer, lr)
         norm = self._step_zero() if self._stage else self._step_plain()
         self._scale.update(finite=math.isfinite(norm))
         if self._average is not None:

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ocl.errors import CheckpointError
+from ocl.errors import CheckpointError, ConfigError
 from ocl.train.options import Optimizer
 
 
 def build(trained: Mapping[str, nn.Parameter], options: Optimizer) -> torch.optim.AdamW:
-    """Parameters with fewer than two dimensions are not decayed unless `options.decay_vectors`."""
-    decayed = [value for value in trained.values() if value.ndim >= 2 or options.decay_vectors]
-    others = [value for value in trained.values() if value.ndim < 2 and not options.decay_vectors]
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    used = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(used, lr=options.lr, betas=options.betas, eps=options.eps)
+    """Parameters with fewer than two dimensions are not decayed unless `options.decay_vectors`; `set_rate` moves the rates.
+
+    Raises ConfigError where `options.rates` names a part of which nothing is trained.
+    """
+    for part in options.rates:
+        if not any(_lies_in(name, part) for name in trained):
+            known = ", ".join(sorted({name.partition(".")[0] for name in trained}))
+            raise ConfigError(f"training.optimizer.rates names {part}, of which nothing is trained; trained parts are {known}.")
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, value in trained.items():
+        part = max((part for part in options.rates if _lies_in(name, part)), key=len, default=None)
+        decay = options.weight_decay if value.ndim >= 2 or options.decay_vectors else 0.0
+        groups.setdefault((1.0 if part is None else options.rates[part], decay), []).append(value)
+    used = [{"params": values, "weight_decay": decay, "rate": rate} for (rate, decay), values in groups.items()]
+    made = torch.optim.AdamW(used, lr=options.lr, betas=options.betas, eps=options.eps)
+    set_rate(made, options.lr)
+    return made
+
+
+def set_rate(optimizer: Any, lr: float) -> None:
+    """Every group's learning rate: `lr` times the factor of its part. optimizer: torch's, or a wrapper that shows its groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["rate"]
+
+
+def _lies_in(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
 
 
 def state(optimizer: torch.optim.AdamW, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

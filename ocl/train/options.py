@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,8 @@ class Optimizer:
         eps: added to the root of the second moment.
         weight_decay: decoupled decay; 0 makes this Adam.
         decay_vectors: also decay biases, norms and other parameters with fewer than two dimensions.
+        rates: factors on the learning rate of parts, such as {slot_module: 0.1, decoder.denoiser: 2}; of several names that a
+            parameter's begins with, the longest counts. 0 leaves a part as it is.
     """
 
     lr: float = 4e-4
@@ -29,6 +32,7 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.0
     decay_vectors: bool = False
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check("optimizer.lr", self.lr, 0 < self.lr < math.inf, "be positive")
@@ -36,6 +40,8 @@ class Optimizer:
             _check("optimizer.betas", self.betas, 0 <= beta < 1, "lie in [0, 1)")
         _check("optimizer.eps", self.eps, 0 < self.eps < math.inf, "be positive")
         _check("optimizer.weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "be 0 or more")
+        for part, rate in self.rates.items():
+            _check(f"optimizer.rates of {part}", rate, 0 <= rate < math.inf, "be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,8 @@ class Poisoned(Loss):
 
 def options(spec: Spec) -> Training:
     given = {"steps": 20, "batch_size": 4, "log_every": 1, "checkpoint_every": 10, "precision": "fp32", **spec.get("training", {})}
-    return Training(optimizer=Optimizer(lr=1e-3, eps=1e-5, weight_decay=0.01), schedule=Schedule(warmup_steps=3), seed=3, **given)
+    optimizer = Optimizer(lr=1e-3, eps=1e-5, weight_decay=0.01, rates={"slot_module": 0.5})
+    return Training(optimizer=optimizer, schedule=Schedule(warmup_steps=3), seed=3, **given)
 
 
 def model_of(spec: Spec) -> tuple[nn.Module, list[Loss]]:

@@ -100,6 +100,31 @@ def test_decay_spares_vectors_unless_told_otherwise():
     assert [(group["weight_decay"], len(group["params"])) for group in everything.param_groups] == [(0.1, 2)]
 
 
+def test_parts_learn_at_rates_of_their_own(one_batch):
+    before, after = {}, {}
+    for rates in ({}, {"map": 0.5}, {"map": 0.5, "map.bias": 0}):
+        engine = make(optimizer=Optimizer(lr=1.0, eps=1e-12, rates=rates), clip=None)
+        before = weights(engine)
+        run_pass(engine, one_batch())
+        engine.step(0.01)
+        after[str(rates)] = weights(engine)
+    full, half, mixed = (
+        {name: (found[name] - before[name]).abs().mean().item() for name in ("map.weight", "map.bias")} for found in after.values()
+    )
+    assert full == pytest.approx({"map.weight": 0.01, "map.bias": 0.01}, rel=1e-3), "the first update of Adam is the rate itself"
+    assert half == pytest.approx({"map.weight": 0.005, "map.bias": 0.005}, rel=1e-3)
+    assert mixed == pytest.approx({"map.weight": 0.005, "map.bias": 0}, rel=1e-3), "the longest name counts"
+
+
+def test_rates_must_name_what_is_trained_and_be_finite():
+    with pytest.raises(ConfigError, match=r"rates names frozen, .* trained parts are map"):
+        make(optimizer=Optimizer(rates={"frozen": 0.1}))
+    with pytest.raises(ConfigError, match="rates names ma,"):
+        make(optimizer=Optimizer(rates={"ma": 0.1}))
+    with pytest.raises(ConfigError, match=r"optimizer\.rates of map must be 0 or more"):
+        Optimizer(rates={"map": -1.0})
+
+
 def test_only_trained_parameters_change_and_are_saved(tmp_path, one_batch):
     engine = make()
     before = weights(engine)
