@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ocl.errors import ConfigError
 
@@ -127,8 +128,9 @@ def _cuda_takes(operator: str, dtype: int, *sizes: int) -> bool:
 def differentiable(operator: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
     """Register the derivative of ocl::<operator> and return a callable for it.
 
-    The derivative belongs to the dispatcher's operator, which compilers trace and anyone may call. The callable takes a shorter way
-    in eager code, an autograd.Function around the kernels, which saves about 100 us per forward and backward.
+    The derivative belongs to the dispatcher's operator, which compilers trace and anyone may call. The callable takes shorter ways
+    in eager code: an autograd.Function around the kernels, which saves about 100 us per forward and backward, and the kernel
+    itself where no derivative is wanted.
     """
     torch.library.register_autograd(f"ocl::{operator}", backward, setup_context=setup_context)
     kernel = getattr(torch.ops.ocl, operator).default
@@ -149,9 +151,21 @@ def differentiable(operator: str, setup_context: Callable[..., None], backward: 
                 return backward(ctx, *grads)
 
     def call(*inputs: Any) -> Any:
-        return kernel(*inputs) if torch.compiler.is_compiling() else Eager.apply(*inputs)
+        if torch.compiler.is_compiling():
+            return kernel(*inputs)
+        if _derived(inputs):
+            return Eager.apply(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return kernel(*inputs)
 
     return call
+
+
+def _derived(inputs: Iterable[Any]) -> bool:
+    """Whether autograd looks at this call, backward or forward (Eager says that it has no forward derivative)."""
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
 
 
 def refuse_second_derivative(operator: str) -> None:

@@ -326,3 +326,22 @@ def test_compiles_without_a_graph_break(pattern, shared):
 def test_fused_says_why_it_is_not_possible():
     with backend("fused"), pytest.raises(ConfigError, match=r'backend "fused", but .*; or use backend'):
         slot_attention(*inputs(torch.float64))
+
+
+@needs_fused
+def test_the_short_way_without_gradients_gives_the_same_bits():
+    tensors = inputs(torch.float32, "qkv")
+    with torch.no_grad():
+        short = slot_attention(*tensors, return_attn=True)
+    full = slot_attention(*tensors, return_attn=True)
+    assert all(torch.equal(one, other) for one, other in zip(short, full, strict=True))
+    assert full[0].requires_grad and not short[0].requires_grad
+
+
+@needs_fused
+def test_forward_mode_derivatives_are_refused_and_not_lost():
+    query, key, value = inputs(torch.float32)
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        dual = torch.autograd.forward_ad.make_dual(query, torch.ones_like(query))
+        with pytest.raises(NotImplementedError, match="jvp"), torch.enable_grad():
+            slot_attention(dual, key, value)
