@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from ocl.cli.experiment import CONFIG, parse
@@ -65,7 +64,7 @@ def show(recipe: Recipe, folder: Path, run: Path) -> None:
 def claim(run: Path, text: str) -> None:
     """Write the resolved recipe into a new run, or see that it is the one the run was started with."""
     path = run / CONFIG
-    if path.exists() and yaml.safe_load(path.read_text()) != yaml.safe_load(text):
+    if path.exists() and read_recipe(["--config", str(path)])[1] != text:  # read again: a newer version may know more options
         raise CheckpointError(f"{run} was started with another recipe ({path}); go on with that one, or choose another folder.")
     run.mkdir(parents=True, exist_ok=True)
     replace_text(path, text)

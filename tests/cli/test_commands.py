@@ -43,6 +43,14 @@ def test_a_run_is_not_resumed_with_another_config(tiny_run, tmp_path, capsys):
     assert "training.batch_size" in capsys.readouterr().err
 
 
+def test_a_run_of_a_version_with_fewer_options_is_resumed(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["training"]["start_parts"], config["training"]["optimizer"]["rates"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "--run", str(run), "--resume", "--training.steps", "6"]) == 0
+
+
 def test_training_can_start_from_the_weights_of_another_run(tiny_config, tiny_run, tmp_path):
     weights = checkpoint.latest(tiny_run) / checkpoint.MODEL
     words = ["train", "--config", str(tiny_config), "--run", str(tmp_path / "run"), "--training.start_from", str(weights)]

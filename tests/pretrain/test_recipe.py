@@ -113,6 +113,9 @@ def test_the_command_writes_scores_and_a_picture_and_refuses_another_recipe(tmp_
     assert (tmp_path / "run" / "preview.png").stat().st_size > 1000
     assert main([*words, "--kl_weight", "0.1"]) == 2
     assert "started with another recipe" in capsys.readouterr().err
+    recipe = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(recipe.replace("kl_weight: 1.0e-06\n", ""))  # of a version with fewer options
+    assert "kl_weight" not in (tmp_path / "run" / "config.yaml").read_text()
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
 
