@@ -26,6 +26,7 @@ PROGRAMS = {
     "absorbed_slots": ("training/absorbed_slots.py", True),
     "coda_step": ("training/coda_step.py", True),
     "sampling": ("training/sampling.py", True),
+    "weak_scaling": ("training/weak_scaling.py", False),
 }  # name -> program, and whether it takes --device
 NAMES = [*PROGRAMS, "ops"]
 SURROUNDINGS = {**os.environ, "PYTHONPATH": str(HERE.parent)}

@@ -20,13 +20,15 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs/slot_attention/scenes_cpu.yaml"
+FEW = ["--data.dataset.size", "2048"]  # scenes are drawn before every run
 SKIPPED = 3  # log lines: the first updates compile, allocate and fill caches
 TOLERANCE = 1e-4
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--config", type=Path, default=ROOT / "configs/slot_attention/scenes_cpu.yaml")
+    options.add_argument("--config", type=Path, default=CONFIG)
     options.add_argument("--processes", type=int, default=2)
     options.add_argument("--per_process", type=int, default=32, help="images per process and update")
     options.add_argument("--stage", type=int, default=2, choices=range(4))
@@ -37,7 +39,8 @@ def main() -> int:
     known, overrides = options.parse_args(words[:cut]), words[cut + 1 :]
     engine = ["--engine", "DeepSpeed", "--engine.config", str(ROOT / f"configs/deepspeed/zero{known.stage}.json")]
     steps, turns = (12, 1) if known.quick else (60, 3)
-    base = ["train", "--config", str(known.config), *overrides, "--training.log_every", "1", "--training.eval_every", "0"]
+    few = FEW if known.config == CONFIG else []
+    base = ["train", "--config", str(known.config), *few, *overrides, "--training.log_every", "1", "--training.eval_every", "0"]
 
     def losses_and_rates(size: int, batch: int, steps: int, local: bool = False) -> tuple[list[float], list[float]]:
         sizes = ["--training.batch_size", str(batch), "--training.steps", str(steps), "--training.checkpoint_every", str(steps)]
