@@ -104,7 +104,7 @@ class SlotAttention(SlotModule):
 
     def _iterate(self, tokens: Tensor | tuple[Tensor, Tensor], init: Tensor) -> tuple[Tensor, Tensor]:
         free = {"full": 0, "bilevel": self.num_iterations - 1, "implicit": self.num_iterations}[self.gradient]
-        slots = init
+        slots = init.detach() if free else init
         with torch.no_grad():
             for _ in range(free):
                 slots, _ = self._step(tokens, slots)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from ocl.errors import ConfigError, ShapeError
 from ocl.slots import GaussianInit, LearnedInit, SlotAttention
@@ -119,6 +120,14 @@ def test_implicit_gradient_is_one_step_at_the_fixed_point_and_leaves_the_start_a
     single(features, fixed).vectors.sum().backward()
     for (name, got), expected in zip(attention.named_parameters(), single.parameters(), strict=True):
         torch.testing.assert_close(got.grad, expected.grad, msg=name)
+
+
+@pytest.mark.parametrize("gradient", ["bilevel", "implicit"])
+def test_operations_can_be_counted_where_iterations_keep_no_gradient(gradient):
+    module, init = SlotAttention(4, 6, gradient=gradient), torch.randn(1, 3, 6, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:  # hooks every module whose inputs want a gradient
+        module(Features(torch.randn(1, 8, 4), (2, 4)), init)
+    assert counter.get_total_flops() > 0
 
 
 def test_learned_start_trains_under_bilevel():
