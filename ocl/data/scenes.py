@@ -243,19 +243,12 @@ def _draw_capsules(canvas: np.ndarray, capsules: np.ndarray) -> None:
 
 
 def _caption(objects: list[dict[str, object]], level: str) -> str:
-    """One sentence that names every visible object and the ninth of the image it lies in, the front-most first."""
+    """One sentence that names every visible object, the front-most first."""
     if not objects:
         return f"an empty {level} scene"
     names = []
     for each in reversed(objects):
         texture = "" if each["texture"] == "plain" else f"{each['texture']}-patterned "
-        names.append(f"a {each['size']} {each['colour']} {texture}{each['material']} {each['shape']} at the {_place(each)}")
+        names.append(f"a {each['size']} {each['colour']} {texture}{each['material']} {each['shape']}")
     listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" and {names[-1]}"
     return f"{listed} on a {level} background"
-
-
-def _place(thing: Mapping[str, object]) -> str:
-    """top left, top, top right, left, centre, ...: which ninth of the image holds the middle of an object."""
-    rows, columns = ("top", "", "bottom"), ("left", "", "right")
-    row, column = (names[min(int(3 * float(str(thing[axis]))), 2)] for names, axis in ((rows, "y"), (columns, "x")))
-    return f"{row} {column}".strip() or "centre"

@@ -11,7 +11,7 @@ from ocl.nn.hub import import_transformers
 WORDS = tuple(
     dict.fromkeys(
         (*SHAPES, *COLOURS, *MATERIALS, *TEXTURES, *SIZES, "a", "an", "and", "on", "empty", "scene", "background", "patterned",
-         "textured", "cluttered", "at", "the", "top", "bottom", "left", "right", "centre", ",", "-")
+         "textured", "cluttered", ",", "-")
     )
 )  # fmt: skip
 START, END = "<|startoftext|>", "<|endoftext|>"
