@@ -8,7 +8,7 @@ PHOTOS ?=
 JOBS   ?= 2
 RUN    ?= runs/demo
 SEED   ?= 0
-CONFIG ?= configs/slot_attention/scenes_cpu.yaml
+CONFIG ?= configs/coda/scenes.yaml
 NATIVE_SOURCES := $(shell find csrc setup.py CMakeLists.txt -type f 2>/dev/null)
 
 .PHONY: demo test test-all test-gpu test-native kernel-budget bench bench-gpu lint types setup clean
@@ -17,7 +17,7 @@ NATIVE_SOURCES := $(shell find csrc setup.py CMakeLists.txt -type f 2>/dev/null)
 help:
 	@sed -n 's/^## //p' Makefile
 
-## make demo       train on drawn scenes, score against trivial baselines, write runs/demo/report.html (10 minutes on 2 cores)
+## make demo       train CODA on drawn scenes, score it against trivial baselines, draw from its slots: runs/demo/report.html (10 minutes on 2 cores)
 demo: $(READY)
 	$(BIN)/ocl demo --config $(CONFIG) --run $(RUN) --training.seed $(SEED) --resume $(if $(PHOTOS),--photos $(PHOTOS))
 
