@@ -64,7 +64,8 @@ def show(recipe: Recipe, folder: Path, run: Path) -> None:
 def claim(run: Path, text: str) -> None:
     """Write the resolved recipe into a new run, or see that it is the one the run was started with."""
     path = run / CONFIG
-    if path.exists() and read_recipe(["--config", str(path)])[1] != text:  # read again: a newer version may know more options
+    # read again where it differs: this version may know more options than the one that wrote it
+    if path.exists() and path.read_text() != text and read_recipe(["--config", str(path)])[1] != text:
         raise CheckpointError(f"{run} was started with another recipe ({path}); go on with that one, or choose another folder.")
     run.mkdir(parents=True, exist_ok=True)
     replace_text(path, text)

@@ -85,7 +85,9 @@ def claim(run: Path, text: str, *, resume: bool) -> None:
     if path.exists() and not resume:
         raise CheckpointError(f"{run} already holds a run; pass --resume to go on with it, or another --run folder.")
     if path.exists():
-        stored = experiments.read(["--config", str(path)], prog="ocl train").text  # a newer version may know more options
+        stored = path.read_text()
+        if stored != text:  # this version may know more options than the one that wrote it
+            stored = experiments.read(["--config", str(path)], prog="ocl train").text
         found = {name for name, *_ in changes(yaml.safe_load(stored), yaml.safe_load(text))} - FREE_TO_CHANGE
         changed = sorted(name for name in found if name.partition(".")[0] != "engine")
         if changed:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import ocl
@@ -28,7 +29,7 @@ from ocl.decoders.diffusion import (
 from ocl.decoders.diffusion.decoder import Draws
 from ocl.encoders import CNN, DINO, MAE, DINOv2, DINOv3, PretrainedEncoder, ResNet, ViT
 from ocl.interfaces import Conditioner, Decoder, Denoiser, Encoder, Loss, RegisterBank, SlotInit, SlotModule
-from ocl.losses import ContrastiveAlignment, MaskEntropy, MaskGuidance, Reconstruction
+from ocl.losses import ContrastiveAlignment, MaskDistillation, MaskEntropy, MaskGuidance, Reconstruction
 from ocl.slots import GaussianInit, LearnedGaussianInit, LearnedInit, SlotAttention
 from ocl.types import Batch, Conditioning, Decoding, Features, Output, Slots, Step
 
@@ -138,8 +139,10 @@ def _levels(like):
 
 
 def _run_loss(part, vectors, image, tokens, instances, prediction):
-    decoding = Decoding(prediction, image, prediction.softmax(dim=1), contrast=prediction / 2)
-    output = Output(Features(tokens, GRID), _slots(vectors), decoding)
+    masks = prediction.softmax(dim=1)  # as many channels as slots
+    decoding = Decoding(prediction, image, masks, contrast=prediction / 2)
+    slots = Slots(vectors, F.adaptive_avg_pool2d(masks, GRID).flatten(2), GRID)
+    output = Output(Features(tokens, GRID), slots, decoding)
     return {"loss": part(Step(Batch(image, instances), output))}
 
 
@@ -254,6 +257,7 @@ EXAMPLES = [
     Example(Decoder, "LatentDiffusion-sana", _diffusion("sana"), slot_dim=CONTEXT_DIM),
     Example(Decoder, "LatentDiffusion-adapted", _adapted_diffusion, slot_dim=CONTEXT_DIM),
     Example(Loss, "Reconstruction", lambda vit: Reconstruction(weight=0.5)),
+    Example(Loss, "MaskDistillation", lambda vit: MaskDistillation(weight=0.5)),
     Example(Loss, "MaskEntropy", lambda vit: MaskEntropy(weight=0.5)),
     Example(Loss, "ContrastiveAlignment", lambda vit: ContrastiveAlignment(weight=0.5, warmup_steps=0)),
     Example(Loss, "MaskGuidance", lambda vit: MaskGuidance(weight=0.5, start_step=0)),
