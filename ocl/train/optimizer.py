@@ -23,9 +23,9 @@ def build(trained: Mapping[str, nn.Parameter], options: Optimizer) -> torch.opti
             raise ConfigError(f"training.optimizer.rates names {part}, of which nothing is trained; trained parts are {known}.")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, value in trained.items():
-        part = max((part for part in options.rates if _lies_in(name, part)), key=len, default=None)
+        named = max((part for part in options.rates if _lies_in(name, part)), key=len, default="")
         decay = options.weight_decay if value.ndim >= 2 or options.decay_vectors else 0.0
-        groups.setdefault((1.0 if part is None else options.rates[part], decay), []).append(value)
+        groups.setdefault((options.rates.get(named, 1.0), decay), []).append(value)
     used = [{"params": values, "weight_decay": decay, "rate": rate} for (rate, decay), values in groups.items()]
     made = torch.optim.AdamW(used, lr=options.lr, betas=options.betas, eps=options.eps)
     set_rate(made, options.lr)
