@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from ocl.decoders.diffusion import LearnedRegisters
 from ocl.encoders import CNN
@@ -57,6 +59,36 @@ def test_a_denoiser_compiled_by_inductor_takes_the_same_step(make, tolerance):
     model = make()
     compiled(model, "denoiser")
     assert_same(step(model), step(make()), tolerance)
+
+
+@pytest.mark.slow
+def test_inductor_sends_gradients_through_an_upsampling(tolerance):
+    """On a CPU, torch before 2.14 runs the loop that follows the upsampling's derivative before it: all gradients are zero."""
+    model, image = Upsampling(), torch.randn(2, 8, 4, 4)
+    with torch.compiler.config.patch(force_disable_caches=True):
+        found, expected = gradient(compiled(model, True), image), gradient(model, image)
+    assert expected.norm() > 1
+    torch.testing.assert_close(found, expected, **tolerance[torch.float32])
+
+
+class Upsampling(nn.Module):
+    """The end of a U-Net's block: a residual sum that is scaled, then upsampled."""
+
+    def __init__(self):
+        super().__init__()
+        self.skip, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.inner = nn.Sequential(nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.requires_grad_(False)
+
+    def forward(self, x):
+        scaled = (self.skip(x) + self.inner(x)) / 1.0
+        return self.last(F.interpolate(scaled, scale_factor=2.0, mode="nearest"))
+
+
+def gradient(model, image):
+    image = image.clone().requires_grad_()
+    model(image).square().sum().backward()
+    return image.grad
 
 
 def test_the_channels_last_layout_takes_the_same_step(make, tolerance):
