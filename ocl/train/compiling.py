@@ -47,9 +47,9 @@ def _keep_order_of_writes() -> None:
     """Have inductor, on a CPU, read what was scattered into a tensor, not what the tensor held before (pytorch issue 185509).
 
     To fuse loops of different shapes, its scheduler works out anew what a loop reads. Before torch 2.14 it then forgets that the
-    buffer was written in between, and may run the loop before the write. Gradients of what precedes an upsampling, whose derivative scatters
-    into zeros, came out as zero without a word. Here the loop's dependencies are put back, as torch 2.14 does. Code that torch
-    compiled before and keeps on disk is wrong too: a tag of its own in the cache's keys hides it.
+    buffer was written in between, and may run the loop before the write. The derivative of an upsampling scatters into zeros:
+    what lies before it got zeros, without a word. Here the loop's dependencies are put back, as torch 2.14 does. Code that
+    torch compiled before and keeps on disk is wrong too: a tag of its own in the cache's keys hides it.
     """
     if torch.__version__ >= "2.14":
         return
