@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ocl.errors import CheckpointError
 from ocl.interfaces import Encoder
-from ocl.nn.freezing import Frozen, load_trainable_state_dict
+from ocl.nn.freezing import Frozen, load_trainable_state_dict, parts_of
 from ocl.nn.hub import builds_on_meta
 from ocl.types import Features
 
@@ -48,6 +48,6 @@ def _read(path: Path, prefix: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}); pass weights of a trained encoder.") from error
     found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not found:
-        names = ", ".join(sorted({name.partition(".")[0] for name in tensors}))
+        names = parts_of(tensors)
         raise CheckpointError(f"{path} holds no tensor whose name begins with {prefix!r}, only {names}; pass another prefix.")
     return found

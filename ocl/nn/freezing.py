@@ -6,7 +6,7 @@ filling in everything else. Both directions are strict: no tensor may be missing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -107,6 +107,16 @@ def load_trainable_state_dict(module: nn.Module, state: Mapping[str, Tensor]) ->
             "build the model with the config that the weights came with."
         )
     module.load_state_dict(dict(state), strict=False)
+
+
+def lies_in(name: str, part: str) -> bool:
+    """Whether a parameter is called `part` or lies below it: slot_module.to_q.weight lies in slot_module and slot_module.to_q."""
+    return name == part or name.startswith(f"{part}.")
+
+
+def parts_of(names: Iterable[str]) -> str:
+    """The first words of parameters' names, for messages: encoder, slot_module."""
+    return ", ".join(sorted({name.partition(".")[0] for name in names}))
 
 
 def _frozen_names(module: nn.Module) -> Iterator[str]:

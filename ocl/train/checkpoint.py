@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ocl.errors import CheckpointError
-from ocl.nn.freezing import load_trainable_state_dict, trainable_state_dict
+from ocl.nn.freezing import lies_in, load_trainable_state_dict, parts_of, trainable_state_dict
 from ocl.train.files import WRITE_ERRORS, fingerprint, read_tensors, sync, write_json, write_tensors
 
 MODEL, AVERAGE, STATE, CONFIG = "model.safetensors", "ema.safetensors", "state.json", "config.yaml"
@@ -181,10 +181,9 @@ def _chosen(model: nn.Module, tensors: Mapping[str, Tensor], parts: Collection[s
     """The model's own tensors, with those of `parts` out of `tensors`."""
     own, found = trainable_state_dict(model), dict[str, Tensor]()
     for part in parts:
-        named = {name: tensor for name, tensor in tensors.items() if name == part or name.startswith(f"{part}.")}
+        named = {name: tensor for name, tensor in tensors.items() if lies_in(name, part)}
         if not named:
-            known = ", ".join(sorted({name.partition(".")[0] for name in tensors}))
-            raise CheckpointError(f"{path} holds nothing called {part}, only {known}; correct training.start_parts.")
+            raise CheckpointError(f"{path} holds nothing called {part}, only {parts_of(tensors)}; correct training.start_parts.")
         found |= named
     return {**own, **found}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ocl.errors import CheckpointError, ConfigError
+from ocl.nn.freezing import lies_in, parts_of
 from ocl.train.options import Optimizer
 
 
@@ -18,12 +19,12 @@ def build(trained: Mapping[str, nn.Parameter], options: Optimizer) -> torch.opti
     Raises ConfigError where `options.rates` names a part of which nothing is trained.
     """
     for part in options.rates:
-        if not any(_lies_in(name, part) for name in trained):
-            known = ", ".join(sorted({name.partition(".")[0] for name in trained}))
+        if not any(lies_in(name, part) for name in trained):
+            known = parts_of(trained)
             raise ConfigError(f"training.optimizer.rates names {part}, of which nothing is trained; trained parts are {known}.")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, value in trained.items():
-        named = max((part for part in options.rates if _lies_in(name, part)), key=len, default="")
+        named = max((part for part in options.rates if lies_in(name, part)), key=len, default="")
         decay = options.weight_decay if value.ndim >= 2 or options.decay_vectors else 0.0
         groups.setdefault((options.rates.get(named, 1.0), decay), []).append(value)
     used = [{"params": values, "weight_decay": decay, "rate": rate} for (rate, decay), values in groups.items()]
@@ -36,10 +37,6 @@ def set_rate(optimizer: Any, lr: float) -> None:
     """Every group's learning rate: `lr` times the factor of its part. optimizer: torch's, or a wrapper that shows its groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["rate"]
-
-
-def _lies_in(name: str, part: str) -> bool:
-    return name == part or name.startswith(f"{part}.")
 
 
 def state(optimizer: torch.optim.AdamW, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
