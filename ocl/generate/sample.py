@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ocl.decoders import LatentDiffusion
+from ocl.decoders.diffusion.decoder import drop_slots
 from ocl.decoders.diffusion.pipeline import import_diffusers, quiet_diffusers
 from ocl.errors import ConfigError
 from ocl.nn.draws import generators, normal
@@ -50,16 +50,17 @@ def sample_latents(
     stepper = _stepper(decoder.schedule.config, sampler, steps, vectors.device)
     latents = normal((len(vectors), decoder.autoencoder.channels, *size), generator, device=vectors.device)
     latents = latents * stepper.init_noise_sigma
-    guided = guidance != 1.0
-    conditioning = decoder.conditioner(_beside_unconditional(slots) if guided else slots)
+    conditioning, without = decoder.conditioner(slots), None
+    if guidance != 1.0:  # both see the same latents: their predictions share what comes before the first cross-attention
+        without = decoder.conditioner(drop_slots(slots, torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)))
     with decoder.denoiser.reusing_projections():
         for time in stepper.timesteps:
             noisy = stepper.scale_model_input(latents, time)
-            noisy = torch.cat([noisy, noisy]) if guided else noisy
-            prediction = decoder.denoiser(noisy, time.expand(len(noisy)), conditioning).prediction.to(latents)
-            if guided:
-                unconditional, conditional = prediction.chunk(2)
-                prediction = unconditional + guidance * (conditional - unconditional)
+            found = decoder.denoiser(noisy, time.expand(len(noisy)), conditioning, without)
+            prediction = found.prediction.to(latents)
+            if found.contrast is not None:
+                unconditional = found.contrast.to(latents)
+                prediction = unconditional + guidance * (prediction - unconditional)
             latents = stepper.step(prediction, time, latents, return_dict=False)[0]
     return latents
 
@@ -67,18 +68,6 @@ def sample_latents(
 def named_generators(names: Sequence[str], *, seed: int) -> list[torch.Generator]:
     """One generator per image, which follows from its name and the seed alone."""
     return generators(names, seed=seed, purpose="sample")
-
-
-def _beside_unconditional(slots: Slots) -> Slots:
-    """Twice the batch: first with no slot active, then as it is."""
-    every = torch.ones(slots.vectors.shape[:2], dtype=torch.bool, device=slots.vectors.device)
-    own = every if slots.active is None else slots.active
-    return replace(
-        slots,
-        vectors=torch.cat([slots.vectors, slots.vectors]),
-        attn=torch.cat([slots.attn, slots.attn]),
-        active=torch.cat([torch.zeros_like(own), own]),
-    )
 
 
 def _stepper(config: Mapping[str, Any], sampler: Sampler, steps: int, device: torch.device) -> Any:

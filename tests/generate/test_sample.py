@@ -77,6 +77,30 @@ def test_every_kind_of_pipeline_draws(tiny_pipeline, kind):
     assert images.shape == (2, 3, 16, 16) and images.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "pixart"])
+def test_guidance_is_two_predictions_of_the_same_latents(tiny_pipeline, kind, tolerance):
+    """In one pass, whose beginning both share, or in two, with keys and values kept from step to step or not."""
+    decoder = LatentDiffusion(str(tiny_pipeline(kind)), conditioner=SlotTokens(NullPrompt(str(tiny_pipeline(kind))))).eval()
+    denoiser, given = decoder.denoiser, slots(2)
+
+    def drawn(passes, share_trunk):
+        denoiser.passes, denoiser.share_trunk = passes, share_trunk
+        return sample(decoder, given, (16, 16), steps=3, sampler="dpm++", generator=torch.Generator().manual_seed(0))
+
+    expected = drawn("separate", False)
+    for way in (("separate", True), ("merged", False), ("merged", True)):
+        torch.testing.assert_close(drawn(*way), expected, **tolerance[torch.float32])
+    alone = sample(decoder, given, (16, 16), steps=3, guidance=1.0, sampler="dpm++", generator=torch.Generator().manual_seed(0))
+    assert (alone - expected).abs().max() > 1e-4  # guidance matters
+
+
+def test_what_lies_before_the_slots_is_computed_once(decoder):
+    sizes = []
+    decoder.denoiser.backbone.module.conv_in.register_forward_hook(lambda layer, args, output: sizes.append(len(args[0])))
+    sample(decoder, slots(3), (16, 16), steps=2, guidance=2.0)
+    assert sizes == [3, 3]
+
+
 def test_adapters_draw(tiny_pipeline):
     folder = str(tiny_pipeline("sd"))
     decoder = LatentDiffusion(folder, denoiser=AdaptedUNet(folder, map_block=-1), conditioner=PooledSlots())

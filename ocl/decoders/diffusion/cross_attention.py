@@ -103,7 +103,7 @@ class SlotCrossAttention:
         num_slots = encoder_hidden_states.shape[1] - state.num_registers
         slots, registers = encoder_hidden_states[:, :num_slots], encoder_hidden_states[0, num_slots:]
         mask = None if attention_mask is None else attention_mask[:, 0, :num_slots] > -1
-        shared = state.shared and self.first
+        shared = state.shared and self.first and state.detached > 0
         query = hidden_states[: batch // 2] if shared else hidden_states
         register_key, register_value = self._registers(attn, registers)
         outputs, maps = [], []
@@ -120,7 +120,8 @@ class SlotCrossAttention:
         if maps:
             state.maps[self.name] = torch.cat(maps)
         output = attn.to_out[1](outputs[0] if len(outputs) == 1 else torch.cat(outputs))
-        return (output + hidden_states if attn.residual_connection else output) / attn.rescale_output_factor
+        output = output + hidden_states if attn.residual_connection else output
+        return output if attn.rescale_output_factor == 1 else output / attn.rescale_output_factor
 
     def _registers(self, attn: Any, registers: Tensor) -> tuple[Tensor, Tensor]:
         """[R, C] -> keys and values [H, R, D]."""
@@ -131,10 +132,11 @@ class SlotCrossAttention:
 
     def _slots(self, attn: Any, slots: Tensor, detached: bool) -> tuple[Tensor, Tensor]:
         """[B, K, C] -> keys and values [B, H, K, D]."""
-        if (kept := self._kept("slots")) is not None:
+        what = "slots, detached" if detached else "slots"
+        if (kept := self._kept(what)) is not None:
             return kept
         key = _heads(_project(attn.to_k, slots, detached), attn, attn.norm_k)
-        return self._keep("slots", key, _heads(_project(attn.to_v, slots, detached), attn))
+        return self._keep(what, key, _heads(_project(attn.to_v, slots, detached), attn))
 
     def _kept(self, what: str) -> tuple[Tensor, Tensor] | None:
         found = None if self.state.projections is None else self.state.projections.get(f"{self.name} {what}")

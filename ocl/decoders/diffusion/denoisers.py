@@ -175,7 +175,8 @@ def predict(
         return _single(run, state, noisy, timestep, conditioning, detached=False), wrong
     context, registers, text = _pack(conditioning)
     other, *_ = _pack(contrast)
-    state.set(num_registers=registers, num_text=text, detached=len(noisy), shared=share_trunk)
+    detached = len(noisy) if torch.is_grad_enabled() else 0  # without gradients both halves are one
+    state.set(num_registers=registers, num_text=text, detached=detached, shared=share_trunk)
     masks = [_pack_mask(each, context.shape[1]) for each in (conditioning, contrast)]
     mask = None if masks == [None, None] else torch.cat([_or_all(found, context) for found in masks])
     both = run(torch.cat([noisy, noisy]), torch.cat([timestep, timestep]), torch.cat([context, other]), mask)
