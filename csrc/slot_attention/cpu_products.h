@@ -20,8 +20,8 @@ struct Rows {
   const float* operator[](int64_t i) const { return data + i * stride; }
 };
 
-// Memory that will be needed next, fetched line by line while a product keeps the arithmetic units busy: a product walks over its
-// rows in strips, which the processor does not foresee.
+// Memory that will be needed next, fetched while a product keeps the arithmetic units busy: a product walks over its rows in strips,
+// which the processor does not foresee.
 struct Lines {
   const char* next;
   int64_t step;
@@ -36,19 +36,22 @@ class Ahead {
   Ahead() : Ahead(nullptr, 0) {}
   Ahead(const void* first, int64_t bytes) : next_(static_cast<const char*>(first)), left_(bytes) {}
 
-  // Up to `count` of the lines that are left; when none is, a line that is in the cache anyway.
+  // Spreads what is left evenly over so many fetches (at most a line each): more at a time than memory delivers would stall.
+  void spread(int64_t fetches) { step_ = std::min(kLine, (left_ + fetches - 1) / std::max<int64_t>(fetches, 1)); }
+
+  // For `count` fetches; when nothing is left, of a line that is in the cache anyway.
   Lines take(int64_t count) {
     if (left_ <= 0) return {reinterpret_cast<const char*>(this), 0};
     const char* first = next_;
-    next_ += count * kLine;
-    left_ -= count * kLine;
-    return {first, kLine};
+    next_ += count * step_;
+    left_ -= count * step_;
+    return {first, step_};
   }
 
  private:
   static constexpr int64_t kLine = 64;
   const char* next_;
-  int64_t left_;
+  int64_t left_, step_ = kLine;
 };
 
 // to[i] = sum over the lanes of values[i].
@@ -117,8 +120,14 @@ OCL_INLINE void in_blocks(int64_t rows, const Use& use) {
   }
 }
 
+template <int kMost>
+OCL_INLINE int64_t num_blocks(int64_t rows) {
+  return (rows + kMost - 1) / kMost;
+}
+
 // Scores up to the next whole vector of tokens are written too: copies of the last token's.
 inline void dot_products(Rows slots, int64_t num_slots, Rows tokens, int64_t num_tokens, int64_t width, Ahead ahead, float* scores) {
+  ahead.spread(round_up(num_tokens, kLanes) / kDotTokens * num_blocks<kDotSlots>(num_slots) * (width / kLanes));
   for (int64_t token = 0; token < round_up(num_tokens, kLanes); token += kDotTokens) {
     const float* rows[kDotTokens];
     for (int64_t i = 0; i < kDotTokens; ++i) rows[i] = tokens[std::min(token + i, num_tokens - 1)];
@@ -165,6 +174,7 @@ __attribute__((noinline)) void add_weighted_tile(const float* weights, Rows toke
 
 inline void add_weighted(const float* weights, int64_t num_slots, Rows tokens, int64_t num_tokens, int64_t width, Ahead ahead,
                          float* out) {
+  ahead.spread(num_blocks<kTileVectors>(width / kLanes) * num_blocks<kTileRows>(num_slots) * num_tokens);
   in_blocks<kTileVectors>(width / kLanes, [&](int64_t vector, auto vectors) {
     in_blocks<kTileRows>(num_slots, [&](int64_t slot, auto rows) {
       add_weighted_tile<rows.value, vectors.value>(weights + slot * kTileTokens, {tokens.data + vector * kLanes, tokens.stride},
@@ -216,6 +226,7 @@ __attribute__((noinline)) void combine_rows(const float* weights, Rows slots, in
 
 inline void combinations(Dtype dtype, const float* weights, Rows slots, int64_t num_slots, int64_t num_tokens, int64_t width,
                          Ahead ahead, void* out, int64_t out_stride) {
+  ahead.spread(num_blocks<kTileRows>(num_tokens) * num_blocks<kTileVectors>(round_up(width, kLanes) / kLanes) * num_slots);
   with_element(dtype, [&](auto* kind) {
     auto* rows = static_cast<decltype(kind)>(out);
     in_blocks<kTileRows>(num_tokens, [&](int64_t token, auto count) {
