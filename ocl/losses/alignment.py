@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, final
 
 from torch import Tensor
 
 from ocl.errors import ConfigError
 from ocl.interfaces import Loss
+from ocl.losses.rules import first_update, positive_weight
 from ocl.types import Mismatch, Step
 
 
@@ -40,15 +40,11 @@ class ContrastiveAlignment(Loss):
         stop_gradient: bool = True,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(weight) and weight > 0):
-            raise ConfigError(f"ContrastiveAlignment.weight must be positive and finite, got {weight}; or leave the loss out.")
         if not 0 < rate <= 1:
             raise ConfigError(f"ContrastiveAlignment.rate must lie in (0, 1], got {rate}.")
         if swap == "complementary" and pairing == "ring":
             raise ConfigError("ContrastiveAlignment: complementary mixtures need pairs of images; pass pairing=halves.")
-        if warmup_steps < 0:
-            raise ConfigError(f"ContrastiveAlignment.warmup_steps must be 0 or more, got {warmup_steps}.")
-        self.weight, self.warmup_steps = weight, warmup_steps
+        self.weight, self.warmup_steps = positive_weight(self, weight), first_update(self, "warmup_steps", warmup_steps)
         self._waiting = Mismatch(rate, swap, pairing, decode=False, stop_gradient=stop_gradient)
         self._decoding = Mismatch(rate, swap, pairing, stop_gradient=stop_gradient)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import final
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocl.errors import ConfigError
 from ocl.interfaces import Loss
+from ocl.losses.rules import drawn_masks, first_update, positive_weight
 from ocl.types import Step
 
 
@@ -28,17 +27,10 @@ class MaskDistillation(Loss):
 
     def __init__(self, *, weight: float = 0.01, start_step: int = 0) -> None:
         super().__init__()
-        if not (math.isfinite(weight) and weight > 0):
-            way_out = "leave the loss out to disable it"
-            raise ConfigError(f"MaskDistillation.weight must be positive and finite, got {weight}; {way_out}.")
-        if start_step < 0:
-            raise ConfigError(f"MaskDistillation.start_step must be 0 or more, got {start_step}.")
-        self.weight, self.start_step = weight, start_step
+        self.weight, self.start_step = positive_weight(self, weight), first_update(self, "start_step", start_step)
 
     def forward(self, step: Step) -> Tensor:
-        drawn, seen = step.output.decoding.masks, step.output.slots.maps().float()
-        if drawn is None:
-            raise ConfigError("MaskDistillation needs a decoder that draws masks, this one draws none; leave the loss out.")
+        drawn, seen = drawn_masks(self, step), step.output.slots.maps().float()
         if step.index < self.start_step:
             return 0.0 * seen.detach().mean()
         labels = F.one_hot(drawn.detach().argmax(dim=1), drawn.shape[1]).movedim(-1, 1).float()

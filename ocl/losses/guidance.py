@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, final
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocl.errors import ConfigError
 from ocl.interfaces import Loss
+from ocl.losses.rules import drawn_masks, first_update, positive_weight
 from ocl.types import Step
 
 
@@ -28,16 +27,11 @@ class MaskGuidance(Loss):
 
     def __init__(self, *, weight: float = 0.1, start_step: int = 40_000, distance: Literal["bce", "mse"] = "bce") -> None:
         super().__init__()
-        if not (math.isfinite(weight) and weight > 0):
-            raise ConfigError(f"MaskGuidance.weight must be positive and finite, got {weight}; leave the loss out to disable it.")
-        if start_step < 0:
-            raise ConfigError(f"MaskGuidance.start_step must be 0 or more, got {start_step}.")
-        self.weight, self.start_step, self.distance = weight, start_step, distance
+        self.weight, self.start_step = positive_weight(self, weight), first_update(self, "start_step", start_step)
+        self.distance = distance
 
     def forward(self, step: Step) -> Tensor:
-        found, slots = step.output.decoding.masks, step.output.slots
-        if found is None:
-            raise ConfigError("MaskGuidance needs a decoder that draws masks, this one draws none; leave the loss out.")
+        found, slots = drawn_masks(self, step), step.output.slots
         if step.index < self.start_step:
             return 0.0 * found.detach().float().mean()
         wanted = F.adaptive_avg_pool2d(slots.maps().float(), (found.shape[-2], found.shape[-1]))

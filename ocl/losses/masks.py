@@ -7,8 +7,8 @@ from typing import final
 
 from torch import Tensor
 
-from ocl.errors import ConfigError
 from ocl.interfaces import Loss
+from ocl.losses.rules import drawn_masks, positive_weight
 from ocl.types import Step
 
 
@@ -25,14 +25,9 @@ class MaskEntropy(Loss):
 
     def __init__(self, *, weight: float = 0.01) -> None:
         super().__init__()
-        if not (math.isfinite(weight) and weight > 0):
-            raise ConfigError(f"MaskEntropy.weight must be positive and finite, got {weight}; leave the loss out to disable it.")
-        self.weight = weight
+        self.weight = positive_weight(self, weight)
 
     def forward(self, step: Step) -> Tensor:
-        masks = step.output.decoding.masks
-        if masks is None:
-            raise ConfigError("MaskEntropy needs a decoder that draws masks, this one draws none; leave the loss out.")
-        masks = masks.float()
+        masks = drawn_masks(self, step).float()
         entropy = -(masks * masks.clamp_min(1e-8).log()).sum(dim=1).mean()
         return self.weight * entropy / math.log(max(masks.shape[1], 2))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import final
 
 from torch import Tensor
 
-from ocl.errors import ConfigError
 from ocl.interfaces import Loss
+from ocl.losses.rules import positive_weight
 from ocl.types import Step
 
 
@@ -24,9 +23,7 @@ class Reconstruction(Loss):
 
     def __init__(self, *, weight: float = 1.0) -> None:
         super().__init__()
-        if not (math.isfinite(weight) and weight > 0):
-            raise ConfigError(f"Reconstruction.weight must be positive and finite, got {weight}; or leave the loss out.")
-        self.weight = weight
+        self.weight = positive_weight(self, weight)
 
     def forward(self, step: Step) -> Tensor:
         return self.weight * step.output.decoding.error().mean()
