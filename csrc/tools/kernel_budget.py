@@ -75,15 +75,17 @@ def run(options: argparse.Namespace) -> int:
         log, objects = compile_all(options.files or listed_sources(), options.archs, folder)
         found = measured(log, dynamic_shared(folder))
         sass = disassembled(cuobjdump, objects) if cuobjdump else ""
-    budget = read(options.budget)
-    partial = bool(options.files)
+    taken_with, budget = read(options.budget)
+    compiler, partial = nvcc_version(), bool(options.files)
     if options.update:
-        budget = merged(budget, found, options.archs, partial=partial)
-        write(options.budget, budget)
+        taken_with, budget = compiler, merged(budget, found, options.archs, partial=partial)
+        write(options.budget, compiler, budget)
     problems = list(differences(budget, found, options.archs, partial=partial))
     print_table(["kernel", "arch", "what", "budget", "found"], problems)
     way_out = "; --update accepts them" if problems else ""
     print(f"{len(found)} kernels, {len(problems)} differences from {options.budget}{way_out}")
+    if problems and compiler != taken_with:
+        print(f"the budget was taken with nvcc {taken_with}, this is nvcc {compiler}, which may be the reason")
     atomics = report_sass(sass) if options.sass else []
     return 1 if problems or atomics else 0
 
@@ -101,6 +103,15 @@ def tool(name: str, way_out: str, folder: Path | None = None) -> str:
 def nvcc() -> str:
     home = os.environ.get("CUDA_HOME")
     return tool("nvcc", "install the CUDA toolkit or set CUDA_HOME; no GPU is needed", Path(home) / "bin" if home else None)
+
+
+def nvcc_version() -> str:
+    """Such as 13.0."""
+    said = output([nvcc(), "--version"])
+    release = re.search(r"release (\d+\.\d+)", said)
+    if release is None:
+        raise BudgetError(f"nvcc --version names no release:\n{said}")
+    return release[1]
 
 
 def listed_sources() -> list[Path]:
@@ -200,14 +211,16 @@ def without_types(name: str) -> str:
 # ---- the budget file
 
 
-def read(path: Path) -> Table:
-    return json.loads(path.read_text()) if path.exists() else {}
+def read(path: Path) -> tuple[str, Table]:
+    """The nvcc that it was taken with, and the kernels; without a file neither."""
+    found = json.loads(path.read_text()) if path.exists() else {"nvcc": "", "kernels": {}}
+    return found["nvcc"], found["kernels"]
 
 
-def write(path: Path, table: Table) -> None:
+def write(path: Path, compiler: str, table: Table) -> None:
     """One kernel per line, sorted, so that a change of the budget reads well."""
     lines = [f"{json.dumps(kernel)}: {json.dumps(table[kernel], sort_keys=True)}" for kernel in sorted(table, key=natural)]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    path.write_text(f'{{"nvcc": {json.dumps(compiler)}, "kernels": {{\n' + ",\n".join(lines) + "\n}}\n")
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -1,7 +1,6 @@
 """The budget of the CUDA kernels: what ptxas says is read, compared and written as the file shows it. Needs no nvcc."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
@@ -98,10 +97,10 @@ def test_an_update_replaces_what_was_compiled_and_keeps_other_architectures(tool
 
 def test_the_file_has_one_kernel_per_line_with_widths_in_order(tool, tmp_path):
     table = {f"kernel<{width}>": {"sm_80": USAGE} for width in (128, 40)}
-    tool.write(tmp_path / "budget.json", table)
+    tool.write(tmp_path / "budget.json", "13.0", table)
     lines = (tmp_path / "budget.json").read_text().splitlines()
     assert [line.split(":")[0] for line in lines[1:-1]] == ['"kernel<40>"', '"kernel<128>"']
-    assert tool.read(tmp_path / "budget.json") == table
+    assert tool.read(tmp_path / "budget.json") == ("13.0", table)
 
 
 def test_a_run_fails_where_a_kernel_takes_more_and_passes_after_an_update(tool, tmp_path, monkeypatch, capsys):
@@ -109,7 +108,8 @@ def test_a_run_fails_where_a_kernel_takes_more_and_passes_after_an_update(tool, 
     monkeypatch.setattr(tool, "dynamic_shared", lambda folder: {})
     monkeypatch.setattr(tool, "readable", lambda symbols: dict.fromkeys(symbols, KERNEL))
 
-    def run(registers, *more):
+    def run(registers, *more, nvcc="13.0"):
+        monkeypatch.setattr(tool, "nvcc_version", lambda: nvcc)
         monkeypatch.setattr(tool, "compile_all", lambda sources, archs, folder: (ptxas(registers=registers), []))
         return tool.main(["--budget", str(budget), "--archs", "sm_80", *more])
 
@@ -120,6 +120,8 @@ def test_a_run_fails_where_a_kernel_takes_more_and_passes_after_an_update(tool, 
     assert run(104) == 1
     report = capsys.readouterr().out.splitlines()
     assert report[1].split() == [*KERNEL.split(), "sm_80", "registers", "100", "104"]
+    assert run(104, nvcc="13.1") == 1
+    assert "taken with nvcc 13.0, this is nvcc 13.1" in capsys.readouterr().out
 
 
 def test_counts_tensor_core_instructions_and_finds_floating_point_atomics(tool):
@@ -136,6 +138,6 @@ def test_without_nvcc_the_error_says_what_to_install(tool, monkeypatch, tmp_path
 
 
 def test_the_budget_in_the_repository_covers_the_same_kernels_on_every_architecture(tool):
-    budget = json.loads((CSRC / "kernel_budget.json").read_text())
+    _, budget = tool.read(CSRC / "kernel_budget.json")
     assert {frozenset(usages) for usages in budget.values()} == {frozenset({"sm_80", "sm_90"})}
     assert list(budget) == sorted(budget, key=tool.natural)
