@@ -23,6 +23,7 @@ from ocl.evaluate.inference import inference, slot_noise
 from ocl.generate import named_generators, sample
 from ocl.models import SlotAutoencoder
 from ocl.train import load_model
+from ocl.train.compiling import compiled
 from ocl.types import Slots
 from ocl.vis.png import to_picture
 
@@ -86,6 +87,9 @@ def drawing_options(name: str, description: str) -> argparse.ArgumentParser:
     options.add_argument("--sampler", choices=["ddim", "dpm++"], default="ddim")
     options.add_argument("--batch_size", type=int, default=8, help="images drawn at once; changes nothing but speed")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: by autocast")
+    options.add_argument("--channels_last", action="store_true", help="memory layout of convolutions, for speed")
+    options.add_argument("--compile", action="store_true", help="torch.compile the denoiser: pays from some hundred images on")
     add_device(options)
     return options
 
@@ -105,6 +109,10 @@ def drawing(options: argparse.ArgumentParser, argv: Sequence[str]) -> Iterator[D
         raise ConfigError(f"{known.run} has a {type(model.decoder).__name__}; only latent-diffusion decoders draw from slots.")
     load_model(known.run, model)
     place = device(known.device)
+    if known.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if known.compile:
+        compiled(model, "denoiser")
     out = known.out or results(known.run, options.prog.removeprefix("ocl ")) / known.images.resolve().name
-    with inference(model.to(place)):
+    with inference(model.to(place)), torch.autocast(place.type, torch.bfloat16, enabled=known.precision == "bf16"):
         yield Drawing(model, model.decoder, images, out, known, place)

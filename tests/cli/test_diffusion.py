@@ -142,6 +142,18 @@ def test_reconstructions_do_not_depend_on_the_batch(drawn_run, pictures, tmp_pat
     assert len(list((tmp_path / "all" / "alone" / "0").glob("slot_*.png"))) == 3 and (tmp_path / "all" / "grid.png").is_file()
 
 
+FASTER = [["--precision", "bf16"], ["--channels_last"], pytest.param(["--compile"], marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("words", FASTER)
+def test_faster_drawing_draws_the_same(drawn_run, pictures, tmp_path, words):
+    assert draw("reconstruct", drawn_run, pictures, tmp_path / "plain") == 0
+    assert draw("reconstruct", drawn_run, pictures, tmp_path / "fast", *words) == 0
+    for number in range(3):
+        plain, fast = (pixels(tmp_path / name / "images" / f"{number}.png") for name in ("plain", "fast"))
+        assert abs(plain - fast).mean() < 3  # of 255
+
+
 @pytest.mark.parametrize("recipe", ["columns", "random"])
 def test_compositions_are_as_many_as_images(drawn_run, pictures, tmp_path, recipe):
     assert draw("compose", drawn_run, pictures, tmp_path, "--recipe", recipe, "--batch_size", "2") == 0
