@@ -11,7 +11,7 @@ SEED   ?= 0
 CONFIG ?= configs/coda/scenes.yaml
 NATIVE_SOURCES := $(shell find csrc setup.py CMakeLists.txt -type f 2>/dev/null)
 
-.PHONY: demo test test-all test-gpu test-native kernel-budget bench bench-gpu lint types setup clean
+.PHONY: demo test test-all test-gpu test-native kernel-budget cuda-library bench bench-gpu lint types setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,6 +41,12 @@ test-native:
 kernel-budget:
 	$(PYTHON) csrc/tools/kernel_budget.py
 
+## make cuda-library  build and link the CUDA library (nvcc, no GPU): binding, machine code of the newest architecture, PTX
+cuda-library: $(READY)
+	rm -rf build/cuda
+	OCL_CUDA=1 OCL_CUDA_ARCHS="9.0+PTX" $(BIN)/python setup.py --quiet build_ext --build-lib build/cuda --build-temp build/cuda-objects
+	test -f build/cuda/ocl/lib/attention_cuda.so
+
 ## make bench      every benchmark that runs on a CPU; results under benchmarks/results
 bench: $(READY)
 	$(BIN)/python -m benchmarks
@@ -62,7 +68,7 @@ $(READY): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel pybind11 -c constraints.txt
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e ".[data,deepspeed,diffusion,dev]"
-	@$(BIN)/python -c "from ocl.ops import native_summary; print('ocl native code:', native_summary())"
+	@$(BIN)/ocl describe ops
 	@touch $(READY)
 
 clean:

@@ -103,6 +103,14 @@ def listed(kind: str, *, quick: bool = False) -> list[Case]:
     return list(_quick(kind) if quick else _cpu() if kind == "cpu" else _gpu())
 
 
+def every_model() -> list[Case]:
+    """The GPU's layers at its batches, in float32, for who has the time on a CPU."""
+    return [
+        case for batch in (1, 2, 8, 32) for model, sizes in REGISTER_GPU.items()
+        for case in _each("register_attention", BOTH, "float32", _register(batch, *sizes), model=model)
+    ]  # fmt: skip
+
+
 def custom(op: str, words: Sequence[str], *, dtypes: Sequence[str] | None, modes: Sequence[str] | None) -> list[Case]:
     """Cases at sizes that somebody asked for, `["B=1", "H=2", ...]`; K, R, C and H have defaults."""
     given, needed = _sizes(words), SIZES[op]

@@ -83,7 +83,7 @@ def _prepare(wishes: Wishes) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts memory would print two lines per call
     torch.set_num_threads(wishes.threads)
     if wishes.device != "cpu":
-        torch.cuda.set_device(wishes.device)
+        torch.cuda.set_device(torch.device(wishes.device).index or 0)
 
 
 def choose(wishes: Wishes) -> list[Case]:
@@ -98,7 +98,10 @@ def choose(wishes: Wishes) -> list[Case]:
         raise ConfigError(f"ocl bench: clocks are written for cpu and cuda, got --device {wishes.device}; use --device cpu.")
     if not wishes.sizes:
         choice = Choice(wishes.ops, wishes.modes, wishes.dtypes, wishes.shape)
-        return cases.select(cases.listed(wishes.kind, quick=wishes.quick), choice)
+        known = cases.listed(wishes.kind, quick=wishes.quick)
+        if wishes.kind == "cpu" and any("=" not in word for word in wishes.shape):  # a model by its name
+            known = cases.every_model()
+        return cases.select(known, choice)
     if not wishes.ops or len(wishes.ops) != 1:
         raise ConfigError("ocl bench: --sizes are those of one operator; name it, e.g. --op register_attention.")
     made = cases.custom(wishes.ops[0], wishes.sizes, dtypes=wishes.dtypes, modes=wishes.modes)

@@ -226,7 +226,7 @@ __attribute__((noinline)) void combine_rows(const float* weights, Rows slots, in
 
 inline void combinations(Dtype dtype, const float* weights, Rows slots, int64_t num_slots, int64_t num_tokens, int64_t width,
                          Ahead ahead, void* out, int64_t out_stride) {
-  ahead.spread(num_blocks<kTileRows>(num_tokens) * num_blocks<kTileVectors>(round_up(width, kLanes) / kLanes) * num_slots);
+  ahead.spread(num_blocks<kTileRows>(num_tokens) * (num_blocks<kTileVectors>(width / kLanes) + (width % kLanes != 0)) * num_slots);
   with_element(dtype, [&](auto* kind) {
     auto* rows = static_cast<decltype(kind)>(out);
     in_blocks<kTileRows>(num_tokens, [&](int64_t token, auto count) {

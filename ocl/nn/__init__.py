@@ -1,1 +1,5 @@
 
+
+from ocl.nn.cross_attention import ProjectedRegisters, RegisterCrossAttention
+
+__all__ = ["ProjectedRegisters", "RegisterCrossAttention"]

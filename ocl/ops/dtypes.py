@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 KINDS = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla", "privateuseone")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPE_NAMES = "float32, float64, bfloat16 or float16"
 AUTOCASTING = frozenset(kind for kind in KINDS if torch.amp.is_autocast_available(kind))  # asked once: torch 2.10 cannot trace it
 
 

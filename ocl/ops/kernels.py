@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,11 @@ def kernels() -> tuple[Kernel, ...]:
     return tuple(rows)
 
 
+def _why_this_isa() -> str:
+    asked = os.environ.get("OCL_CPU_ISA")
+    return f"OCL_CPU_ISA={asked}" if asked else "widest instruction set of this processor"
+
+
 def cpu_isa() -> str | None:
     """The instruction set that compiled CPU operators use here ("avx2", "avx512", "amx", "portable"); None without them."""
     if LIBRARIES["cpu"].path is None:
@@ -49,9 +55,9 @@ def _attention(operator: str, device: str, name: str) -> Kernel:
     if library.path is None:
         instead = "torch's SDPA, or the reference for maps and sinks" if operator == "register_attention" else "products of torch"
         return Kernel(operator, name, "reference", f"{library.missing}; until then {instead}")
-    other = "float64 and sizes without a kernel take the reference" if device == "cuda" else "float64 takes the reference"
+    other = "float64 and sizes without a kernel go to torch" if device == "cuda" else "float64 goes to torch"
     if device == "cpu":
         tiles = operator == "register_attention" and cpu_isa() == "amx"
         sums = "bf16 on AMX tiles, fp16 summed in fp32" if tiles else "bf16 and fp16 summed in fp32"
-        return Kernel(operator, name, f"fused C++, {cpu_isa()}", f"widest instruction set of this processor; {sums}; {other}")
+        return Kernel(operator, name, f"fused C++, {cpu_isa()}", f"{_why_this_isa()}; {sums}; {other}")
     return Kernel(operator, name, "fused CUDA", f"ocl/lib/{library.path.name} loaded; {other}")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ocl.errors import ConfigError, MissingExtra, ShapeError
 from ocl.ops import _library
-from ocl.ops.dtypes import as_autocast, at_least_float32, without_autocast
+from ocl.ops.dtypes import DTYPE_NAMES, DTYPES, as_autocast, at_least_float32, without_autocast
 
 TENSORS = ("query", "key", "value", "register_key", "register_value", "sink_logits")  # bit i of `wanted` asks for TENSORS[i]
 
@@ -83,10 +83,15 @@ def reference(
     return_maps: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The operator in plain PyTorch: (output, maps). Writes all [B, H, M, K + R] probabilities."""
-    keys, values = _with_registers(key, register_key), _with_registers(value, register_value)
+    keys, values = (_with_registers(_shown(x, slot_mask), r) for x, r in ((key, register_key), (value, register_value)))
     logits = scale * (at_least_float32(query) @ keys.transpose(-1, -2))
     attn, _ = _softmax(logits, _attended(slot_mask, register_key.shape[1]), sink_logits)
     return (attn @ values).to(query.dtype), attn[..., : key.shape[2]].mean(dim=1).transpose(1, 2)
+
+
+def _shown(slots: Tensor, slot_mask: Tensor | None) -> Tensor:
+    """Keys or values [B, H, K, D] with zeros for masked slots, which may hold anything: 0 * NaN is NaN."""
+    return slots if slot_mask is None else slots.masked_fill(~slot_mask[:, None, :, None], 0)
 
 
 def _with_registers(slots: Tensor, registers: Tensor) -> Tensor:
@@ -131,8 +136,8 @@ def check(
         rank, form = (3, "[H, R, D]") if name.startswith("register") else (4, "[B, H, ., D]")
         if tensor.ndim != rank:
             raise _wrong(f"{name} of rank {rank}, {form}", list(tensor.shape), _rank_hint(name, tensor))
-        if not tensor.is_floating_point():
-            raise _wrong(f"{name} of floating point", tensor.dtype, f"use {name}.float()")
+        if tensor.dtype not in DTYPES:
+            raise _wrong(f"{name} of floating point ({DTYPE_NAMES})", tensor.dtype, f"use {name}.float()")
         if tensor.dtype != query.dtype:
             raise _wrong(f"{name} in the dtype of query", f"{tensor.dtype} and {query.dtype}", "convert one, or use autocast")
     batch, heads, _, width = query.shape
@@ -149,12 +154,12 @@ def check(
     if slot_mask is not None and (slot_mask.dtype != torch.bool or slot_mask.shape != (batch, key.shape[2])):
         got = f"{slot_mask.dtype} {list(slot_mask.shape)}"
         raise _wrong(f"slot_mask of bool [B, K] = [{batch}, {key.shape[2]}]", got, "True marks slots that are attended to")
-    if sink_logits is not None and (sink_logits.shape != (heads,) or not sink_logits.is_floating_point()):
+    if sink_logits is not None and (sink_logits.shape != (heads,) or sink_logits.dtype not in DTYPES):
         got = f"{sink_logits.dtype} {list(sink_logits.shape)}"
-        raise _wrong(f"sink_logits of floating point [H] = [{heads}]", got, "one logit per head")
-    devices = {str(tensor.device) for tensor in (*named.values(), slot_mask, sink_logits) if tensor is not None}
-    if len(devices) > 1:
-        raise _wrong("all tensors on one device", sorted(devices), "move them with .to(query.device)")
+        raise _wrong(f"sink_logits of floating point ({DTYPE_NAMES}), [H] = [{heads}]", got, "one logit per head")
+    for name, other in (*named.items(), ("slot_mask", slot_mask), ("sink_logits", sink_logits)):
+        if other is not None and other.device != query.device:
+            raise _wrong(f"{name} on the device of query", f"{other.device} and {query.device}", f"use {name}.to(query.device)")
 
 
 def _wrong(rule: str, got: object, way_out: str) -> ShapeError:
@@ -206,7 +211,7 @@ def _sdpa(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """torch's scaled_dot_product_attention on keys concatenated for every image; it knows neither maps nor sinks."""
     _refuse("sdpa", sink_logits, return_maps)
-    keys, values = (_joined(*pair, query) for pair in ((key, register_key), (value, register_value)))
+    keys, values = (_joined(_shown(x, slot_mask), r, query) for x, r in ((key, register_key), (value, register_value)))
     attended = _attended(slot_mask, register_key.shape[1])
     output = F.scaled_dot_product_attention(query, keys, values, attn_mask=attended, scale=scale)
     if attended is not None and register_key.shape[1] == 0:  # without a key left: zeros, whatever the kernel says
@@ -224,7 +229,8 @@ def _xformers(
         from xformers.ops import memory_efficient_attention
     except ImportError:
         raise MissingExtra('register_attention with backend "xformers"', "xformers", "xformers") from None
-    keys, values = (_joined(*pair, query).transpose(1, 2) for pair in ((key, register_key), (value, register_value)))
+    pairs = ((key, register_key), (value, register_value))
+    keys, values = (_joined(_shown(x, slot_mask), r, query).transpose(1, 2) for x, r in pairs)
     bias = None
     attended = _attended(slot_mask, register_key.shape[1])
     if attended is not None:
@@ -262,7 +268,7 @@ def _forward(
     slot_mask: Tensor | None, sink_logits: Tensor | None, scale: float, with_maps: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """What csrc/register_attention computes forward, on any device and in any floating dtype."""
-    keys, values = _with_registers(key, register_key), _with_registers(value, register_value)
+    keys, values = (_with_registers(_shown(x, slot_mask), r) for x, r in ((key, register_key), (value, register_value)))
     logits = scale * (at_least_float32(query) @ keys.transpose(-1, -2))
     attn, logsumexp = _softmax(logits, _attended(slot_mask, register_key.shape[1]), sink_logits)
     num_slots = key.shape[2] if with_maps else 0
@@ -276,7 +282,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """What csrc/register_attention computes backward: gradients in the order of TENSORS, empty where not wanted."""
     num_slots, width = key.shape[2], query.dtype
-    keys, values = _with_registers(key, register_key), _with_registers(value, register_value)
+    keys, values = (_with_registers(_shown(x, slot_mask), r) for x, r in ((key, register_key), (value, register_value)))
     query, grad_output = at_least_float32(query), at_least_float32(grad_output)
     logits = scale * (query @ keys.transpose(-1, -2))
     attn, _ = _softmax(logits, _attended(slot_mask, register_key.shape[1]), sink_logits)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ocl.errors import ConfigError, ShapeError
 from ocl.ops import _library
-from ocl.ops.dtypes import as_autocast, at_least_float32, without_autocast
+from ocl.ops.dtypes import DTYPE_NAMES, DTYPES, as_autocast, at_least_float32, without_autocast
 
 EpsOn = Literal["weights", "denominator"]
 
@@ -53,7 +53,7 @@ def slot_attention(
     scale: default 1 / sqrt(D). Where key and value are one tensor (`key is value`), it is read once and its gradient written
     once. Differentiable once, deterministic, computed with float32 softmax and sums. Under autocast inputs are cast as for
     a matrix product.
-    Raises ShapeError for ranks, sizes, dtypes or devices that disagree, naming the argument.
+    Raises ShapeError for ranks, sizes, dtypes or devices that disagree, naming the argument; ConfigError for another eps_on.
     """
     shared = key is value
     if shared:
@@ -62,6 +62,8 @@ def slot_attention(
     else:
         query, key, value = as_autocast(query, key, value)
     check(query, key, value)
+    if eps_on not in ("weights", "denominator"):
+        raise ConfigError(f"slot_attention: eps_on is weights or denominator, got {eps_on!r}; choose one.")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     with without_autocast(query.device):
         if _by_reference(query, key, value):
@@ -103,8 +105,8 @@ def check(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.ndim != 4:
             raise _wrong(f"{name} of rank 4, [B, H, ., .]", list(tensor.shape), f"for one head use {name}[:, None]")
-        if not tensor.is_floating_point():
-            raise _wrong(f"{name} of floating point", tensor.dtype, f"use {name}.float()")
+        if tensor.dtype not in DTYPES:
+            raise _wrong(f"{name} of floating point ({DTYPE_NAMES})", tensor.dtype, f"use {name}.float()")
         if tensor.dtype != query.dtype:
             raise _wrong(f"{name} in the dtype of query", f"{tensor.dtype} and {query.dtype}", "convert one, or use autocast")
         if tensor.device != query.device:

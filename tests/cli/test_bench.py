@@ -291,3 +291,16 @@ def test_without_a_checkout_the_command_says_how_to_get_one(tmp_path, monkeypatc
     monkeypatch.setattr(bench.ocl, "__file__", str(tmp_path / "site-packages" / "ocl" / "__init__.py"))
     assert main(["bench", "ops"]) == 2
     assert "pip install -e ." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:1", 1)])
+def test_a_device_may_be_named_without_its_number(device, number, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)  # a build for CPUs has none
+    command._prepare(command.Wishes(device=device))
+    assert chosen == [number]
+
+
+def test_a_cpu_measures_the_layers_of_a_model_that_is_named():
+    chosen = command.choose(command.Wishes(shape=("SD1.5 mid", "B=8"), modes=("forward",)))
+    assert [case.key for case in chosen] == ["register_attention forward float32 B=8 H=8 M=64 D=160 K=7 R=77"]

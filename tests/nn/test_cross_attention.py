@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ocl.errors import ShapeError
-from ocl.nn.cross_attention import RegisterCrossAttention
+from ocl.nn import RegisterCrossAttention
 
 SIZES = {"heads": 2, "dim_head": 8}
 

@@ -1,6 +1,7 @@
 """The budget of the CUDA kernels: what ptxas says is read, compared and written as the file shows it. Needs no nvcc."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,11 @@ def test_the_budget_in_the_repository_covers_the_same_kernels_on_every_architect
     _, budget = tool.read(CSRC / "kernel_budget.json")
     assert {frozenset(usages) for usages in budget.values()} == {frozenset({"sm_80", "sm_90"})}
     assert list(budget) == sorted(budget, key=tool.natural)
+
+
+def test_no_source_uses_an_atomic():
+    """The order of every sum is fixed: neither CUDA's atomics nor the instructions behind them stand in any kernel."""
+    atomic = re.compile(r"\batomic\w*\s*\(|\b(?:red|atom)\.\w|std::atomic")
+    found = [path.name for path in CSRC.rglob("*.*") if path.suffix in (".h", ".cu", ".cpp") and "tests" not in path.parts
+             and atomic.search(path.read_text())]  # fmt: skip
+    assert found == []

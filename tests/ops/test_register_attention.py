@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ocl.errors import ConfigError, ShapeError
 from ocl.ops import _library, backend, register_attention
-from ocl.ops.register_attention import TENSORS, reference
+from ocl.ops.register_attention import TENSORS, _backward, _forward, _operator, reference
 
 SIZES = {"B": 2, "H": 3, "M": 5, "K": 4, "R": 6, "D": 8}
 PATTERNS = {  # which inputs want a gradient
@@ -91,12 +91,29 @@ def test_a_masked_slot_is_as_if_it_were_not_there():
     torch.testing.assert_close(masked, call(kept, sink=False))
 
 
-def test_a_masked_slot_may_hold_anything():
-    made = inputs(torch.float32)
-    mask = torch.tensor([[True, True, False, True]] * 2)
-    expected = call(made, slot_mask=mask)
-    made["key"][:, 2] = 1e4
-    torch.testing.assert_close(call(made, slot_mask=mask), expected)
+@pytest.mark.parametrize("junk", [1e4, math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["reference", "sdpa", "auto", "formulas"])
+def test_a_masked_slot_may_hold_anything(name, dtype, junk, request):
+    """By whatever implementation: nothing of it reaches an output or a gradient."""
+    if name == "formulas":
+        request.getfixturevalue("formulas")
+
+    def run(fill):
+        made = inputs(dtype, TENSORS[:5])
+        with torch.no_grad():
+            made["key"][:, 2], made["value"][:, 2] = fill, fill
+        made["sink_logits"].requires_grad_(False)
+        mask = torch.tensor([[True, True, False, True]] * 2)
+        if name == "formulas":
+            output = _operator(*(made[n].transpose(-3, -2) for n in TENSORS[:5]), mask, None, 0.4, False)[0]
+        else:
+            with backend(name):
+                output = call(made, sink=False, slot_mask=mask)
+        return [output, *gradients(made, [output]).values()]
+
+    for found, expected in zip(run(junk), run(0.0), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", ["reference", "auto"])
@@ -138,6 +155,23 @@ def test_gradients_in_float64(pattern, masked):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_the_operator_in_float64(pattern, masked, formulas):
+    """The derivative that the dispatcher's operator was given, over the formulas that kernels replace."""
+    made = inputs(wanted=PATTERNS[pattern], M=3, K=4, R=2, D=3)
+    names = [name for name in TENSORS if made[name].requires_grad]
+
+    def run(*tensors):
+        given = {**made, **dict(zip(names, tensors, strict=True))}
+        views = [given[name].transpose(-3, -2) for name in TENSORS[:5]]
+        output, _, maps = _operator(*views, MASK if masked else None, given["sink_logits"], 0.4, True)
+        return output, maps
+
+    assert torch.autograd.gradcheck(run, [made[name] for name in names])
+    assert formulas["register_attention_forward"] > 0 and formulas["register_attention_backward"] > 0
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("masked", [False, True])
 def test_explicit_formulas_have_the_gradients_of_the_plain_operator(pattern, masked):
     """What the dispatcher runs without a library, against autograd through `reference`."""
     made = inputs(wanted=PATTERNS[pattern])
@@ -145,8 +179,6 @@ def test_explicit_formulas_have_the_gradients_of_the_plain_operator(pattern, mas
     mask, sink = MASK if masked else None, made["sink_logits"]
     forward = reference(*tensors, scale=0.4, slot_mask=mask, sink_logits=sink)
     expected = gradients(made, forward)
-    from ocl.ops.register_attention import _backward, _forward
-
     output, logsumexp, maps = _forward(*tensors, mask, sink, 0.4, True)
     torch.testing.assert_close(output, forward[0])
     torch.testing.assert_close(maps, forward[1])
@@ -191,7 +223,7 @@ def test_fused_equals_float64_for_any_shape_stride_and_mask(data):
     draw = data.draw
     sizes = {
         "B": draw(st.integers(0, 3)), "H": draw(st.integers(1, 3)), "M": draw(st.integers(0, 40)), "K": draw(st.integers(0, 20)),
-        "R": draw(st.integers(0, 90)), "D": draw(st.sampled_from([1, 3, 8, 20, 40, 64, 80, 160])),
+        "R": draw(st.integers(0, 160)), "D": draw(st.sampled_from([1, 3, 8, 20, 40, 64, 80, 160])),
     }  # fmt: skip
     if sizes["K"] + sizes["R"] == 0:
         sizes["K"] = 1
@@ -201,8 +233,9 @@ def test_fused_equals_float64_for_any_shape_stride_and_mask(data):
     layout = draw(st.sampled_from(["decoder", "contiguous", "expanded", "strided"]))
     if layout == "contiguous":
         tensors = [x.contiguous() for x in tensors]
-    elif layout == "expanded":  # every image has the slots of the first, without a copy
-        tensors[1:3] = [x[:1].expand(sizes["B"], -1, -1, -1) if sizes["B"] else x for x in tensors[1:3]]
+    elif layout == "expanded":  # every image has the queries and slots of the first, and every head its registers, without a copy
+        tensors[:3] = [x[:1].expand(sizes["B"], -1, -1, -1) if sizes["B"] else x for x in tensors[:3]]
+        tensors[3:] = [x[:1].expand(sizes["H"], -1, -1) for x in tensors[3:]]
     elif layout == "strided":  # every second column of a wider tensor: the last dimension has stride 2
         tensors = [torch.stack([x, x], -1)[..., 0] for x in tensors]
     mask = None
@@ -225,8 +258,9 @@ def test_fused_equals_float64_for_any_shape_stride_and_mask(data):
         if expected is None or found is None:
             assert found is None or not found.any()
             continue
-        largest = max(float(x.norm()) for x in right if x is not None)
-        assert float((found.double() - expected.double()).norm()) <= 4 * LIMIT[dtype] * largest + 1e-10, name
+        # a small gradient is a difference of larger numbers: each element may add a little to the norm it is measured by
+        bound = float(expected.norm()) + 0.05 * expected.numel() ** 0.5
+        assert float((found.double() - expected.double()).norm()) <= 4 * LIMIT[dtype] * bound + 1e-10, name
 
 
 @needs_fused
@@ -285,8 +319,6 @@ def test_operators_obey_the_dispatcher(pattern):
     tensors = [made[name].transpose(-3, -2) for name in TENSORS[:5]]
     operator = torch.ops.ocl.register_attention_forward.default
     torch.library.opcheck(operator, (*tensors, MASK, made["sink_logits"], 0.4, True))
-    if made["sink_logits"].requires_grad and pattern == "sink":
-        return
     torch.library.opcheck(operator, (*tensors, None, None, 0.4, False))
     still = [x.detach() for x in tensors]
     output, logsumexp, maps = operator(*still, MASK, made["sink_logits"].detach(), 0.4, True)
@@ -318,7 +350,10 @@ def test_compiles_with_inductor():
     made = inputs(torch.float32, TENSORS)
     torch._dynamo.reset()
     compiled = torch.compile(lambda m: call(m, slot_mask=MASK), fullgraph=True)
-    torch.testing.assert_close(compiled(made), call(made, slot_mask=MASK))
+    plain, traced = call(made, slot_mask=MASK), compiled(made)
+    torch.testing.assert_close(traced, plain)
+    for left, right in zip(gradients(made, [traced]).values(), gradients(made, [plain]).values(), strict=True):
+        torch.testing.assert_close(left, right)
 
 
 @pytest.mark.parametrize("name", ["reference", "sdpa", "auto"])
@@ -383,7 +418,9 @@ WRONG = {
     "slot_mask of bool": {"slot_mask": torch.ones(2, 4)},
     r"slot_mask of bool \[B, K\]": {"slot_mask": torch.ones(2, 5, dtype=torch.bool)},
     "sink_logits of floating point": {"sink_logits": torch.zeros(4)},
-    "all tensors on one device": {"value": torch.zeros(2, 3, 4, 8, device="meta")},
+    "value on the device of query": {"value": torch.zeros(2, 3, 4, 8, device="meta")},
+    "slot_mask on the device of query": {"slot_mask": torch.ones(2, 4, dtype=torch.bool, device="meta")},
+    r"value of floating point \(float32": {"value": torch.zeros(2, 3, 4, 8).to(torch.float8_e4m3fn)},
 }
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ocl.errors import ConfigError, ShapeError
 from ocl.ops import _library, backend, slot_attention
-from ocl.ops.slot_attention import _backward, _forward, reference
+from ocl.ops.slot_attention import _backward, _forward, _operator, reference
 
 PATTERNS = {"all": "qkv", "query": "q", "key": "k", "value": "v", "query and key": "qk", "query and value": "qv"}
 LIMIT = {torch.float32: 3e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}  # relative to float64 on the same rounded inputs
@@ -137,6 +137,14 @@ def test_misuse_of_dtype_and_device_names_the_argument(wrong):
             slot_attention(**{**made, wrong: changed})
 
 
+def test_an_unknown_rule_for_eps_and_dtypes_without_an_implementation_are_refused():
+    tensors = [torch.zeros(1, 1, rows, 4) for rows in (3, 5, 5)]
+    with pytest.raises(ConfigError, match="eps_on is weights or denominator, got 'foo'"):
+        slot_attention(*tensors, eps_on="foo")
+    with pytest.raises(ShapeError, match=r"query of floating point \(float32.*got torch.float8"):
+        slot_attention(*(x.to(torch.float8_e4m3fn) for x in tensors))
+
+
 def test_no_slot_is_refused():
     with pytest.raises(ShapeError, match="at least one head, one slot"):
         slot_attention(torch.zeros(1, 1, 0, 4), torch.zeros(1, 1, 5, 4), torch.zeros(1, 1, 5, 4))
@@ -184,6 +192,22 @@ def test_gradients_in_float64(pattern, shared):
     assert torch.autograd.gradcheck(run, leaves(tensors))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_gradients_of_the_operator_in_float64(pattern, shared, formulas):
+    """The derivative that the dispatcher's operator was given, over the formulas that kernels replace."""
+    tensors = inputs(wanted=PATTERNS[pattern], shared=shared)
+    if not leaves(tensors):
+        pytest.skip("shared tokens are keys; there is no value to differentiate")
+
+    def run(*_):
+        updates, _, attn = _operator(*tensors[:2], None if shared else tensors[2], 0.7, 1e-3, True, True)
+        return updates, attn
+
+    assert torch.autograd.gradcheck(run, leaves(tensors))
+    assert formulas["slot_attention_forward"] > 0 and formulas["slot_attention_backward"] > 0
+
+
 # The compiled operator ------------------------------------------------------------------------------------------------------------
 
 
@@ -204,11 +228,12 @@ def test_fused_equals_float64_for_any_shape_stride_and_mode(data):
     tensors = inputs(dtype, "qkv", shared=shared, seed=draw(st.integers(0, 99)), **sizes)
     exact = widened(tensors)
     views, exact_views = tensors, exact
-    layout = draw(st.sampled_from(["contiguous", "heads last", "expanded"]))
+    layout = draw(st.sampled_from(["contiguous", "heads last", "expanded", "strided"]))
     if layout != "contiguous":
         changes = {
             "heads last": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
             "expanded": lambda x: x[:1].expand(sizes["B"], -1, -1, -1) if sizes["B"] else x,
+            "strided": lambda x: torch.stack([x, x], -1)[..., 0],  # the last dimension has stride 2
         }
         views, exact_views = ([*map(changes[layout], group)] for group in (tensors, exact))
         if shared:
@@ -220,10 +245,11 @@ def test_fused_equals_float64_for_any_shape_stride_and_mode(data):
         assert left.shape == right.shape and left.isfinite().all()
         assert float((left.double() - right).norm()) <= LIMIT[dtype] * float(right.norm()) + 1e-12
     left, right = gradients(tensors, found), gradients(exact, expected)
-    largest = max(float(x.norm()) for x in right)
     for one, other in zip(left, right, strict=True):
         assert one.dtype == dtype
-        assert float((one.double() - other).norm()) <= 4 * LIMIT[dtype] * largest + 1e-9
+        # a small gradient is a difference of larger numbers: each element may add a little to the norm it is measured by
+        bound = float(other.norm()) + 0.05 * other.numel() ** 0.5
+        assert float((one.double() - other).norm()) <= 4 * LIMIT[dtype] * bound + 1e-9
 
 
 @needs_fused
@@ -294,7 +320,7 @@ def test_fused_results_do_not_depend_on_batch_run_or_threads(dtype, shared):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("pattern", ["all", "query", "key"])
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_operators_obey_the_dispatcher(pattern, shared):
     query, key, value = inputs(torch.float32, PATTERNS[pattern], shared=shared)
     value = None if shared else value
@@ -303,14 +329,26 @@ def test_operators_obey_the_dispatcher(pattern, shared):
         torch.library.opcheck(operator, (query, key, value, 0.7, 1e-3, True, with_attn))
     still = [None if x is None else x.detach() for x in (query, key, value)]
     updates, total, attn = operator(*still, 0.7, 1e-3, True, True)
-    wanted = sum(1 << "qkv".index(letter) for letter in PATTERNS[pattern])
+    wanted = sum(1 << "qkv".index(letter) for letter in PATTERNS[pattern] if letter != "v" or not shared)
     torch.library.opcheck(backward, (updates, attn, *still, updates, total, 0.7, 1e-3, True, wanted))
 
 
+@pytest.mark.slow
+def test_compiles_with_inductor():
+    tensors = inputs(torch.float32, "qkv")
+    torch._dynamo.reset()
+    plain, traced = slot_attention(*tensors), torch.compile(slot_attention, fullgraph=True)(*tensors)
+    torch.testing.assert_close(traced, plain)
+    for left, right in zip(gradients(tensors, [traced]), gradients(tensors, [plain]), strict=True):
+        torch.testing.assert_close(left, right)
+
+
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("pattern", ["all", "query", "key"])
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_compiles_without_a_graph_break(pattern, shared):
     tensors = inputs(torch.float32, PATTERNS[pattern], shared=shared)
+    if not leaves(tensors):
+        pytest.skip("shared tokens are keys; there is no value to differentiate")
 
     def run(query, key, value):
         return slot_attention(query, key, key if shared else value, return_attn=True)
