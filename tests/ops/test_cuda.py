@@ -51,7 +51,7 @@ def with_sinks(*tensors, **options):
 def assert_close(found, expected, dtype):
     for left, right in zip(found, expected, strict=True):
         # a small gradient is a difference of larger numbers: each element may add a little to the norm it is measured by
-        assert (left.double() - right).norm() <= LIMIT[dtype] * 2 * (right.norm() + 0.05 * right.numel() ** 0.5)
+        assert (left.double() - right).norm() <= LIMIT[dtype] * 2 * (right.norm() + 0.1 * right.numel() ** 0.5)
 
 
 @pytest.mark.parametrize("dtype", LIMIT)
