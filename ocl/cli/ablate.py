@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ocl.cli.experiment import Experiment
 from ocl.cli.options import add_device, command, device, existing
 from ocl.cli.scoring import MASKS
 from ocl.cli.train import claim, train
-from ocl.errors import ConfigError, RangeError
+from ocl.errors import CheckpointError, ConfigError, RangeError
 from ocl.evaluate.discovery import evaluate
 from ocl.evaluate.report import environment
 from ocl.evaluate.tables import Table, print_tables, score_tables, table_json, table_markdown
@@ -57,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
     found: dict[str, Mapping[str, Any]] = {}
     for name, experiment in rows.items():
         print(f"row {name} ({len(found) + 1} of {len(rows)})")
-        scored = run_row(experiment, known.run / name, scoring, on=known.device)
+        with _naming(name, experiment):
+            scored = run_row(experiment, known.run / name, scoring, on=known.device)
         if scored is None:
             return 130
         found[name] = scored
@@ -114,6 +116,17 @@ def write_table(run: Path, rows: Mapping[str, Mapping[str, Any]], *, title: str,
     content = {"rows": dict(rows), "tables": [table_json(table) for table in tables], "notes": notes}
     replace_text(run / SCORES, json.dumps(content, indent=1, allow_nan=False) + "\n")
     print("\n".join([*(f"{name} broke down: {reason}" for name, reason in failed.items()), f"{run / 'ablation.md'}"]))
+
+
+@contextmanager
+def _naming(name: str, experiment: Experiment) -> Iterator[None]:
+    """Says which row it is that does not fit its weights or its run: rows differ in their parts."""
+    try:
+        yield
+    except CheckpointError as error:
+        start = experiment.training.start_from
+        way_out = "" if start is None else "; let rows begin with parts that all of them have: --training.start_parts '[PART, ...]'"
+        raise CheckpointError(f"row {name}: {error}{way_out}") from error
 
 
 def _read_row(config: Path, row: Path, words: Sequence[str], packages: Sequence[str]) -> Experiment:

@@ -56,6 +56,16 @@ def test_rows_are_trained_and_scored_once_and_listed_with_their_budget(coda_conf
     assert ablate(coda_config, run, rows=rows) == 0 and state(run) == before
 
 
+def test_a_row_that_cannot_begin_with_the_weights_is_named(coda_config, tmp_path, capsys):
+    assert ablate(coda_config, tmp_path / "first", rows=[ROWS / "coda.yaml"]) == 0
+    (start,) = (tmp_path / "first" / "coda" / "checkpoints").glob("*2/model.safetensors")
+    rows = [ROWS / "frozen.yaml"]
+    assert ablate(coda_config, tmp_path / "second", "--training.start_from", str(start), rows=rows) == 2
+    assert "row frozen: " in (said := " ".join(capsys.readouterr().err.split())) and "--training.start_parts" in said
+    parts = ["--training.start_from", str(start), "--training.start_parts", "[init, slot_module]"]
+    assert ablate(coda_config, tmp_path / "second", *parts, rows=rows) == 0
+
+
 @pytest.mark.slow
 def test_every_row_of_the_paper_is_trained_scored_and_listed(coda_config, tmp_path):
     run = tmp_path / "ablation"
