@@ -29,7 +29,7 @@ def gallery(
 ) -> Section:  # fmt: skip
     """Writes reconstructions.png, compositions.png and edits.png into `folder`; returns them as a part of a report.
 
-    The edit removes the smallest object (`smallest_object`). Raises ConfigError where the decoder does not draw from noise.
+    The edit removes an object (`largest_object`). Raises ConfigError where the decoder does not draw from noise.
     """
     decoder = model.decoder
     if not isinstance(decoder, LatentDiffusion):
@@ -47,7 +47,7 @@ def gallery(
         whole = draw(slots, names)
         alone = [draw(keep_only(slots, slot), names) for slot in range(slots.vectors.shape[1])]
         mixed = draw(compose(slots, "columns"), [f"composition {name}" for name in names])
-        edited, removed = [], [smallest_object(slots.part(slice(n, n + 1))) for n in range(len(names))]
+        edited, removed = [], [largest_object(slots.part(slice(n, n + 1))) for n in range(len(names))]
         for number, name in enumerate(names):
             edited += draw(drop(slots.part(slice(number, number + 1)), removed[number]), [name])
     pictures, again = ([to_picture(image) for image in part] for part in (batch.image, whole))
@@ -72,8 +72,12 @@ def gallery(
     return Section(TITLE, [text], pictures=shown)
 
 
-def smallest_object(slots: Slots, *, least: float = 0.01) -> int:
-    """The slot of one image [1, K, ...] that holds the fewest cells, but at least this share of them."""
+def largest_object(slots: Slots, *, least: float = 0.01, most: float = 0.2) -> int:
+    """The slot of one image [1, K, ...] that holds the most cells, among those with at least and at most such shares of them.
+
+    More is taken for ground, less for nothing; where all hold more, the smallest of them.
+    """
     num_slots = slots.attn.shape[1]
     share = slots.attn[0].argmax(dim=0).bincount(minlength=num_slots) / slots.attn.shape[2]
-    return int(torch.where(share >= least, share, torch.inf).argmin())
+    preferred = torch.where(share <= most, share, -share)
+    return int(torch.where(share >= least, preferred, -torch.inf).argmax())

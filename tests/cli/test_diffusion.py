@@ -224,7 +224,8 @@ def test_the_demo_of_a_diffusion_decoder_draws_what_its_slots_hold(tmp_path, tin
     assert shapes["compositions"][1:] == (2 * side + GAP, 6 * side + GAP) and shapes["edits"][1] == 3 * side + GAP
 
 
-def test_the_object_that_is_removed_is_the_smallest_that_is_there():
+@pytest.mark.parametrize(("most", "slot"), [(0.2, 2), (0.35, 1), (0.05, 2)])
+def test_the_object_that_is_removed_is_large_and_not_the_ground(most, slot):
     cells = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
     attn = torch.nn.functional.one_hot(cells, 4).T[None].float()
-    assert gallery.smallest_object(Slots(torch.zeros(1, 4, 2), attn, (10, 10))) == 2
+    assert gallery.largest_object(Slots(torch.zeros(1, 4, 2), attn, (10, 10)), most=most) == slot
