@@ -1,6 +1,7 @@
 """The latent-diffusion models through `ocl train` on drawn scenes, from a tiny pipeline folder."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -182,6 +183,30 @@ def test_every_edit_draws_the_image_before_and_after(drawn_run, pictures, tmp_pa
 def test_an_edit_that_cannot_be_made_says_why(drawn_run, pictures, tmp_path, words, message, capsys):
     assert draw("edit", drawn_run, pictures, tmp_path, *words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def silent_run(tmp_path, tiny_pipeline):
+    """A run whose pipeline lost its text encoder after the training."""
+    pipeline = shutil.copytree(tiny_pipeline("sd"), tmp_path / "pipeline")
+    path = config(tmp_path, lambda kind: pipeline, "coda")
+    assert main(["train", "--config", str(path), "--run", str(tmp_path / "run"), "--training.steps", "2"]) == 0
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(pipeline / part)
+    return tmp_path / "run"
+
+
+def test_stored_registers_spare_the_text_encoder(silent_run, pictures, tmp_path):
+    assert draw("compose", silent_run, pictures, tmp_path / "drawn") == 0
+    assert main(["evaluate", str(silent_run), "--no_baselines", "--device", "cpu"]) == 0
+    assert main(["export", str(silent_run), str(tmp_path / "model")]) == 0
+    assert main(["train", "--run", str(silent_run), "--resume", "--training.steps", "4"]) == 0
+    assert lines_of(silent_run)[-1]["step"] == 4
+
+
+def test_training_anew_asks_for_the_text_encoder(silent_run, tmp_path, capsys):
+    assert main(["train", "--config", str(tmp_path / "coda.yaml"), "--run", str(tmp_path / "other")]) == 2
+    assert f"{tmp_path / 'pipeline'} has no tokenizer" in capsys.readouterr().err
 
 
 def test_evaluation_looks_into_the_decoder(drawn_run, tmp_path, capsys):
