@@ -188,11 +188,39 @@ KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
         ("encoder", lambda state: state.pop("null_embedding"), "null_embedding .* is missing"),
         ("encoder", lambda state: state.update(null_embedding=torch.zeros(1, 77, 16)), "registers have width 16"),
         ("encoder", lambda state: state.update(stranger=torch.zeros(1)), "unknown key stranger"),
+        ("encoder", lambda state: state.update(register_tokens=torch.zeros(1, 4, 32)), "unknown key register_tokens, which"),
+        ("encoder", lambda state: state.update(negative_tokens=torch.zeros(1, 5, 32)), "unknown key negative_tokens"),
+        ("encoder", lambda state: state.update(null_embedding_old=torch.zeros(1, 77, 32)), "unknown key null_embedding_old"),
+        ("encoder", lambda state: state.update({"backbone.dinov2.cls_token": torch.zeros(1)}), "unknown key backbone.dinov2.cls_"),
     ],
 )
 def test_a_checkpoint_with_other_keys_is_refused(folder, copied, part, change, message):
     with pytest.raises(CheckpointError, match=message):
         imported(folder, tampered(copied, part, change))
+
+
+def with_sizes(copied, **changes):
+    """The checkpoint with other values in encoder/config.json; None leaves one out."""
+    path = copied / "encoder" / "config.json"
+    path.parent.chmod(0o755)
+    sizes = json.loads(path.read_text()) | changes
+    path.unlink()
+    path.write_text(json.dumps({key: value for key, value in sizes.items() if value is not None}))
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dino_requires_grad": True}, "its DINO was trained with it .dino_requires_grad.*whose backbone stayed frozen"),
+        ({"num_registers": 0}, "a learned negative prompt and no registers"),
+        ({"num_registers": 4}, r"1 tensors do not fit LearnedRegisters: table .expected \(4, 32\), found None"),
+        ({"num_registers": None, "slot_size": None}, "config.json lacks num_registers, slot_size"),
+    ],
+)
+def test_what_the_config_declares_must_be_there_and_fit_our_parts(folder, copied, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        imported(folder, with_sizes(copied, **changes))
 
 
 @pytest.mark.parametrize(
