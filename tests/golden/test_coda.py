@@ -8,15 +8,17 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from ocl.decoders.diffusion import NullPrompt
+from ocl.decoders.diffusion import LearnedRegisters, NullPrompt, SlotTokens
 from ocl.decoders.diffusion.decoder import Draws
-from ocl.encoders import ViT
+from ocl.encoders import CNN, ViT
 from ocl.errors import CheckpointError
 from ocl.losses import ContrastiveAlignment, Reconstruction
+from ocl.models import SlotAutoencoder
 from ocl.models.exporters import export_coda
 from ocl.models.importers import INIT_KEYS, MODULE_KEYS, coda_model
 from ocl.nn.freezing import trainable_state_dict
 from ocl.ops import backend
+from ocl.slots import SlotAttention
 from ocl.slots.mismatch import swapped
 from ocl.types import Batch, Mismatch, Output, Step
 
@@ -160,6 +162,54 @@ def test_an_exported_model_is_imported_as_it_was(model, folder, recorded, tmp_pa
     again = imported(folder, tmp_path / "ours")
     for name, value in trainable_state_dict(model).items():
         assert torch.equal(trainable_state_dict(again)[name], value), name
+
+
+def test_learned_registers_are_exported_and_imported_as_they_were(model, folder, recorded, tmp_path):
+    weights = str(folder / "tiny-stable-diffusion")
+    model.decoder.conditioner = SlotTokens(LearnedRegisters(4, 32))
+    export_coda(model, tmp_path / "ours", weights=weights, grid=4)
+    state = load_file(tmp_path / "ours" / "encoder" / "diffusion_pytorch_model.safetensors")
+    assert json.loads((tmp_path / "ours" / "encoder" / "config.json").read_text())["num_registers"] == 4
+    torch.testing.assert_close(state["null_embedding"], recorded["null_embedding"], atol=1e-5, rtol=0)
+    bank = imported(folder, tmp_path / "ours").decoder.conditioner.registers
+    assert isinstance(bank, LearnedRegisters) and torch.equal(bank(), model.decoder.conditioner.registers())
+
+
+def slots_with(**settings):
+    return SlotAttention(40, 48, out_dim=32, mlp_dim=48, eps=1e-6, position=True, input_mlp=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slot_module": slots_with(eps_on="denominator")}, r"SlotAttention\(eps_on='denominator'\) has no place.*'weights'"),
+        ({"slot_module": slots_with(gru_state="normalised")}, r"SlotAttention\(gru_state='normalised'\)"),
+        ({"slot_module": slots_with(num_heads=2, scale="head")}, r"SlotAttention\(scale='head'\)"),
+        ({"slot_module": slots_with(gradient="implicit")}, "slot module has no place"),
+        ({"encoder": CNN(40, stride=4)}, "CNN, which is trained, has no place .*; use save_pretrained"),
+    ],
+)
+def test_what_the_official_layout_cannot_hold_is_refused_before_anything_is_written(model, tmp_path, change, message):
+    for name, part in change.items():
+        setattr(model, name, part)
+    with pytest.raises(CheckpointError, match=message):
+        export_coda(model, tmp_path / "ours", weights="tiny-stable-diffusion", grid=4)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_truncated_null_prompt_is_imported_saved_and_not_exported(folder, copied, tmp_path):
+    model = imported(folder, with_sizes(copied, num_registers=-2))
+    again = SlotAutoencoder.from_pretrained(model.save_pretrained(tmp_path / "hub"))
+    assert torch.equal(again.decoder.conditioner.registers(), model.decoder.conditioner.registers())
+    assert len(again.decoder.conditioner.registers()) == 77 - 5
+    with pytest.raises(CheckpointError, match=r"NullPrompt\(skip=5\) has no place .* all tokens of the prompt"):
+        export_coda(model, tmp_path / "ours", weights="tiny-stable-diffusion", grid=4)
+
+
+def test_heads_share_their_scale_where_there_is_one(model, folder, tmp_path):
+    model.slot_module = slots_with(scale="head")  # of one head, which is as wide as the slot
+    export_coda(model, tmp_path / "ours", weights="tiny-stable-diffusion", grid=4)
+    assert (tmp_path / "ours" / "config.yaml").is_file()
 
 
 @pytest.fixture

@@ -326,13 +326,13 @@ def test_published_weights_become_the_base_model():
     assert base == ["stable-diffusion-v1-5/stable-diffusion-v1-5"]
 
 
-def test_an_imported_checkpoint_of_others_is_saved_in_the_hub_s_layout(tiny_pipeline, tmp_path):
+def test_an_imported_checkpoint_of_others_is_saved_in_the_hub_s_layout(tiny_pipeline, tiny_vit, tmp_path):
     from ocl.models.exporters import export_coda
     from ocl.models.importers import coda_model
 
     sd = str(tiny_pipeline("sd"))
-    made = coda(weights=sd, num_slots=3, slot_dim=8, encoder=CNN(8, stride=4))
-    export_coda(made, tmp_path / "official", weights=sd, grid=8)
+    made = coda(weights=sd, num_slots=3, slot_dim=8, encoder=DINOv2(weights=str(tiny_vit("dinov2"))))
+    export_coda(made, tmp_path / "official", weights=sd, grid=4)
     imported = coda_model(tmp_path / "official", encoder=made.encoder)
     again = SlotAutoencoder.from_pretrained(imported.save_pretrained(tmp_path / "hub"))
     for found, expected in zip(outputs(again), outputs(made.eval()), strict=True):
