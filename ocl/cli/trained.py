@@ -42,8 +42,14 @@ class Source:
 
 def source(path: Path, *, prog: str, packages: Sequence[str] = ()) -> Source:
     """Look at a folder, without loading weights. Raises ConfigError where it is none of the three kinds."""
-    from_hub = (path / hub.CONFIG).is_file() and not (path / CONFIG).is_file()
-    return Source(path, None if from_hub else read_run(path, prog=prog, packages=packages), packages)
+    if (path / CONFIG).is_file():
+        return Source(path, read_run(path, prog=prog, packages=packages), packages)
+    if not (path / hub.CONFIG).is_file():
+        raise ConfigError(
+            f"{path} holds neither {CONFIG} nor {hub.CONFIG}; pass a run folder that `ocl train` wrote, or a folder that "
+            "`ocl export` or `ocl convert` wrote."
+        )
+    return Source(path, None, packages)
 
 
 def trained_model(experiment: Experiment, run: Path, *, ema: bool = True) -> tuple[SlotAutoencoder, Checkpoint]:
