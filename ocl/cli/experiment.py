@@ -125,7 +125,7 @@ def read_run(run: Path, *, prog: str, packages: Sequence[str] = ()) -> Experimen
     if not path.is_file():
         raise ConfigError(f"{path} is missing; pass a run folder that `ocl train` wrote.")
     if (run / ENCODER / SIZES).is_file():
-        raise ConfigError(f"{run} is a published CODA checkpoint; run `ocl convert {run} FOLDER --weights PIPELINE` and pass FOLDER.")
+        raise ConfigError(f"{run} is a published CODA checkpoint; run `ocl convert {run} FOLDER --weights PIPELINE`, pass FOLDER.")
     return read(["--config", str(path)], prog=prog, packages=packages)
 
 

@@ -93,7 +93,7 @@ class LearnedRegisters(RegisterBank):
     def __init__(self, num_registers: int, width: int) -> None:
         super().__init__()
         if num_registers < 1:
-            raise ConfigError(f"LearnedRegisters needs num_registers >= 1, got {num_registers}; pass registers=null for none.")
+            raise ConfigError(f"LearnedRegisters needs num_registers >= 1, got {num_registers}; for none write registers: NoRegisters.")
         self.width = width
         self.table = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, num_registers, width))[0])
 
@@ -128,7 +128,7 @@ def null_prompt(weights: str, *, local_files_only: bool | None = None) -> Tensor
     if not suffixes:
         raise CheckpointError(
             f"the pipeline {weights} has no text_encoder, which the null prompt is made with; pass a complete pipeline, "
-            "registers=LearnedRegisters(...), or registers=null for none."
+            "registers=LearnedRegisters(...), or NoRegisters() for none (registers: NoRegisters)."
         )
     is_xl = "_2" in suffixes
     encoded = [_encode(weights, suffix, penultimate=is_xl, local_files_only=local_files_only) for suffix in suffixes]

@@ -6,8 +6,10 @@ import shutil
 import pytest
 import torch
 
-from ocl.decoders.diffusion import LearnedRegisters, NullPrompt, SlotTokens
+from ocl.decoders.diffusion import LearnedRegisters, NoRegisters, NullPrompt, SlotTokens
+from ocl.encoders import CNN
 from ocl.errors import CheckpointError, ConfigError, ShapeError
+from ocl.models import coda
 from ocl.nn.freezing import awaited, load_trainable_state_dict, restoring, trainable_state_dict
 from ocl.types import Slots
 
@@ -69,8 +71,14 @@ def test_a_pipeline_without_a_text_encoder_says_what_to_do(tiny_pipeline, tmp_pa
     folder = shutil.copytree(tiny_pipeline("sd"), tmp_path / "pipeline")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder": [None, None]}))
-    with pytest.raises(CheckpointError, match=r"no text_encoder, which the null prompt is made with.*LearnedRegisters"):
+    with pytest.raises(CheckpointError, match=r"no text_encoder, which the null prompt is made with.*LearnedRegisters.*or NoRegisters\(\) for none"):
         NullPrompt(str(folder))
+
+
+def test_the_way_out_that_is_named_leaves_coda_without_registers(tiny_pipeline, tmp_path):
+    folder = without_text(tiny_pipeline("sd"), tmp_path)
+    model = coda(weights=str(folder), num_slots=3, slot_dim=8, encoder=CNN(8, stride=4), registers=NoRegisters())
+    assert model.decoder.conditioner.registers is None
 
 
 def test_a_pipeline_whose_text_encoder_was_deleted_names_the_folder(tiny_pipeline, tmp_path):
@@ -82,7 +90,7 @@ def test_a_pipeline_whose_text_encoder_was_deleted_names_the_folder(tiny_pipelin
 
 def test_learned_registers_need_at_least_one():
     assert LearnedRegisters(3, 8)().shape == (3, 8)
-    with pytest.raises(ConfigError, match="registers=null"):
+    with pytest.raises(ConfigError, match="for none write registers: NoRegisters"):
         LearnedRegisters(0, 8)
 
 
