@@ -20,6 +20,7 @@ from ocl.data.sample import collate
 from ocl.decoders import LatentDiffusion
 from ocl.errors import ConfigError
 from ocl.evaluate.inference import inference, slot_noise
+from ocl.evaluate.segment import output_names
 from ocl.generate import named_generators, sample
 from ocl.models import SlotAutoencoder
 from ocl.train.compiling import compiled
@@ -58,9 +59,13 @@ class Drawing:
         noise = slot_noise(self.model.init, batch.keys, seed=self.options.seed).to(self.place)
         return Images(batch.keys, batch.image, self.model.encode(batch.image, noise=noise)[1], noise)
 
+    def outputs(self) -> dict[str, str]:
+        """What to call the output of each image: its path without suffix, or a longer one where two share that."""
+        return output_names(self._names())
+
     def number(self, name: str) -> int:
         """Position of the image of this name. Raises ConfigError where there is none."""
-        names = [self.images.name(number) for number in range(len(self.images))]
+        names = self._names()
         if name not in names:
             raise ConfigError(f"{self.images.root} holds no image {name}; it holds {', '.join(names[:5])}, ....")
         return names.index(name)
@@ -72,6 +77,9 @@ class Drawing:
         images = sample(self.decoder, slots, size, steps=given.steps, guidance=given.guidance, sampler=given.sampler,
                         generator=named_generators(names, seed=given.seed))  # fmt: skip
         return [to_picture(image) for image in images]
+
+    def _names(self) -> list[str]:
+        return [self.images.name(number) for number in range(len(self.images))]
 
 
 def drawing_options(name: str, description: str) -> argparse.ArgumentParser:

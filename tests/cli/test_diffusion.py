@@ -172,6 +172,39 @@ def test_every_edit_draws_the_image_before_and_after(drawn_run, pictures, tmp_pa
     assert pixels(found).shape == (64 + 8, 4 * 68 + 4, 3)
 
 
+@pytest.fixture
+def namesakes(pictures, tmp_path):
+    """0.png, 0.jpg and more/0.png."""
+    from PIL import Image
+
+    folder = tmp_path / "namesakes"
+    (folder / "more").mkdir(parents=True)
+    Image.open(pictures / "0.png").save(folder / "0.png")
+    Image.open(pictures / "1.png").convert("RGB").save(folder / "0.jpg")
+    Image.open(pictures / "2.png").save(folder / "more" / "0.png")
+    return folder
+
+
+def test_images_of_one_name_are_drawn_into_files_of_their_own(drawn_run, namesakes, tmp_path):
+    assert draw("reconstruct", drawn_run, namesakes, tmp_path / "drawn", "--alone") == 0
+    folder = tmp_path / "drawn"
+    assert {str(path.relative_to(folder / "images")) for path in (folder / "images").rglob("*.png")} == {
+        "0.png", "0_png.png", "more/0.png",
+    }  # fmt: skip
+    assert len(list((folder / "alone").rglob("slot_*.png"))) == 9
+
+
+def test_every_edit_of_every_image_has_a_file_of_its_own(drawn_run, namesakes, tmp_path):
+    edits = [["drop", "--image", name] for name in ("0.png", "0.jpg", "more/0.png")]
+    edits += [["swap", "--image", "0.png", "--other", other] for other in ("0.jpg", "more/0.png")]
+    edits += [["swap", "--image", "0.png", "--other", "0.jpg", "--other_slot", "1"]]
+    edits += [["insert", "--image", "0.png", "--other", "0.jpg", "--other_slot", slot] for slot in "01"]
+    edits += [["move", "--image", "0.png", "--offset", "8", right] for right in "04"]
+    for number, words in enumerate(edits, start=1):
+        assert draw("edit", drawn_run, namesakes, tmp_path / "edits", *words) == 0
+        assert len(list((tmp_path / "edits").rglob("*.png"))) == number
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

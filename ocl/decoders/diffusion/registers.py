@@ -93,7 +93,7 @@ class LearnedRegisters(RegisterBank):
     def __init__(self, num_registers: int, width: int) -> None:
         super().__init__()
         if num_registers < 1:
-            raise ConfigError(f"LearnedRegisters needs num_registers >= 1, got {num_registers}; for none write registers: NoRegisters.")
+            raise ConfigError(f"LearnedRegisters needs num_registers >= 1, got {num_registers}; for none pass NoRegisters.")
         self.width = width
         self.table = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, num_registers, width))[0])
 
