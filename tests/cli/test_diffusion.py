@@ -161,6 +161,23 @@ def test_compositions_are_as_many_as_images(drawn_run, pictures, tmp_path, recip
     assert len(list((tmp_path / "images").glob("*.png"))) == 3 and (tmp_path / "grid.png").is_file()
 
 
+def test_an_image_that_is_left_over_is_mixed_with_those_before_it(drawn_run, pictures, tmp_path):
+    for mix in ("2", "3"):  # of 3 images
+        assert draw("compose", drawn_run, pictures, tmp_path / mix, "--mix", mix) == 0
+    for number in range(3):
+        two, three = (pixels(tmp_path / mix / "images" / f"{number:06d}.png") for mix in ("2", "3"))
+        assert (two == three).all()
+
+
+def test_an_image_alone_is_no_composition(drawn_run, pictures, tmp_path, capsys):
+    assert draw("compose", drawn_run, pictures, tmp_path / "drawn", "--mix", "1") == 2
+    assert "needs slots of 2 images or more, got --mix 1 and 3 in the folder" in capsys.readouterr().err
+    shutil.copytree(pictures, tmp_path / "one", ignore=shutil.ignore_patterns("[12].png"))
+    assert draw("compose", drawn_run, tmp_path / "one", tmp_path / "drawn") == 2
+    assert "got --mix 32 and 1 in the folder" in capsys.readouterr().err
+    assert not (tmp_path / "drawn").exists()
+
+
 @pytest.mark.parametrize(
     "words",
     [["drop", "--slot", "1"], ["only"], ["swap", "--other", "1.png"], ["insert", "--other", "2.png"],
