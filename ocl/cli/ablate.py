@@ -17,12 +17,12 @@ from ocl.cli.experiment import Experiment
 from ocl.cli.options import add_device, command, device, existing
 from ocl.cli.scoring import MASKS
 from ocl.cli.train import claim, train
+from ocl.cli.trained import trained_model
 from ocl.errors import CheckpointError, ConfigError, RangeError
 from ocl.evaluate.discovery import evaluate
 from ocl.evaluate.report import environment
 from ocl.evaluate.tables import Table, print_tables, score_tables, table_json, table_markdown
 from ocl.metrics import PROTOCOLS
-from ocl.train import load_model
 from ocl.train.files import replace_text
 
 SCORES = "ablation.json"  # in the run folder of a row, and of the whole table beside them
@@ -138,9 +138,9 @@ def _read_row(config: Path, row: Path, words: Sequence[str], packages: Sequence[
 
 def _score(experiment: Experiment, run: Path, scoring: Scoring, on: str) -> dict[str, Any]:
     """Scores of the run's newest weights (the average, where it kept one)."""
-    model, data = experiment.model(), experiment.held_out()
+    data = experiment.held_out()
     assert data is not None
-    load_model(run, model)
+    model, _ = trained_model(experiment, run)
     found = evaluate(
         model, data, protocols=scoring.protocols, limit=scoring.limit, seed=scoring.seed, device=device(on), num_examples=0
     )

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ocl.cli.experiment import read_run
 from ocl.cli.options import add_device, command, device, no_overrides, results
 from ocl.cli.segment import trained_size
+from ocl.cli.trained import source
 from ocl.data import ImageFolder
 from ocl.data.sample import collate
 from ocl.decoders import LatentDiffusion
 from ocl.errors import ConfigError
 from ocl.evaluate.inference import inference, slot_noise
+from ocl.evaluate.segment import output_names
 from ocl.generate import named_generators, sample
 from ocl.models import SlotAutoencoder
-from ocl.train import load_model
 from ocl.train.compiling import compiled
 from ocl.types import Slots
 from ocl.vis.png import to_picture
@@ -59,9 +59,13 @@ class Drawing:
         noise = slot_noise(self.model.init, batch.keys, seed=self.options.seed).to(self.place)
         return Images(batch.keys, batch.image, self.model.encode(batch.image, noise=noise)[1], noise)
 
+    def outputs(self) -> dict[str, str]:
+        """What to call the output of each image: its path without suffix, or a longer one where two share that."""
+        return output_names(self._names())
+
     def number(self, name: str) -> int:
         """Position of the image of this name. Raises ConfigError where there is none."""
-        names = [self.images.name(number) for number in range(len(self.images))]
+        names = self._names()
         if name not in names:
             raise ConfigError(f"{self.images.root} holds no image {name}; it holds {', '.join(names[:5])}, ....")
         return names.index(name)
@@ -74,11 +78,14 @@ class Drawing:
                         generator=named_generators(names, seed=given.seed))  # fmt: skip
         return [to_picture(image) for image in images]
 
+    def _names(self) -> list[str]:
+        return [self.images.name(number) for number in range(len(self.images))]
+
 
 def drawing_options(name: str, description: str) -> argparse.ArgumentParser:
     """The options that all three commands share."""
     options = command(name, description)
-    options.add_argument("run", type=Path, help="run folder or checkpoint of a model with a latent-diffusion decoder")
+    options.add_argument("run", type=Path, help="run folder, checkpoint or folder in the hub's layout; with a diffusion decoder")
     options.add_argument("images", type=Path, help="folder of images, searched recursively; the centre square is used")
     options.add_argument("--out", type=Path, help=f"folder to write; default RUN/{name}/NAME of the image folder")
     options.add_argument("--image_size", type=int, help="side of the square that is read and drawn; default as trained")
@@ -101,13 +108,12 @@ def drawing(options: argparse.ArgumentParser, argv: Sequence[str]) -> Iterator[D
     no_overrides(options.prog, words)
     if known.batch_size < 1:
         raise ConfigError(f"{options.prog}: --batch_size must be 1 or more, got {known.batch_size}.")
-    experiment = read_run(known.run, prog=options.prog, packages=known.packages)
-    known.image_size = known.image_size or trained_size(experiment.text)
+    origin = source(known.run, prog=options.prog, packages=known.packages)
+    known.image_size = known.image_size or trained_size(origin.text)
     images = ImageFolder(known.images, known.image_size)
-    model = experiment.model()
+    model, _ = origin.load()
     if not isinstance(model.decoder, LatentDiffusion):
         raise ConfigError(f"{known.run} has a {type(model.decoder).__name__}; only latent-diffusion decoders draw from slots.")
-    load_model(known.run, model)
     place = device(known.device)
     if known.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

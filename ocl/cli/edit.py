@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 from ocl.cli.drawing import Drawing, Images, drawing, drawing_options
 from ocl.errors import ConfigError
@@ -29,10 +28,23 @@ def main(argv: Sequence[str]) -> int:
         places = hard_labels(own.slots.maps().cpu(), (given.image_size, given.image_size))[0].numpy()
         picture = to_picture(own.image[0])
         row = [picture, overlay(picture, paint(places)), *work.draw(own.slots, own.names), *work.draw(after, own.names)]
-        path = work.out / f"{PurePosixPath(given.image).stem}_{given.edit}_{given.slot}.png"
+        path = work.out / f"{_name(work)}.png"
         write_png(path, picture_grid([row]))
         print(f"{path} (image, its slots, drawn as it is, drawn after the edit)")
     return 0
+
+
+def _name(work: Drawing) -> str:
+    """Below the folder to write: image, edit and slot, and for some edits the other image with its slot, or the offset."""
+    given, outputs = work.options, work.outputs()
+    words = [outputs[given.image], given.edit]
+    if given.edit != "insert":
+        words.append(str(given.slot))
+    if given.edit in ("swap", "insert"):
+        words += [outputs[given.other], str(given.other_slot)]
+    if given.edit == "move":
+        words += map(str, given.offset)
+    return "_".join(words)
 
 
 def _edited(work: Drawing, own: Images) -> Slots:

@@ -11,9 +11,9 @@ import torch
 from rich.progress import Progress
 
 from ocl.cli.data import read_data
-from ocl.cli.experiment import read_run
 from ocl.cli.options import add_device, command, device, results
 from ocl.cli.scoring import report
+from ocl.cli.trained import source
 from ocl.data import Dataset
 from ocl.errors import ConfigError
 from ocl.evaluate.analysis import analyse
@@ -21,13 +21,12 @@ from ocl.evaluate.analysis_report import section, summary, write_plots
 from ocl.evaluate.report import Section
 from ocl.metrics import PROTOCOLS
 from ocl.models import SlotAutoencoder
-from ocl.train import load_model
 from ocl.vis.png import write_png, write_whole
 
 
 def main(argv: Sequence[str]) -> int:
     options = command("evaluate", "Score a run (named first) on its held-out set, or on what --data CLASS --data.option names.")
-    options.add_argument("run", type=Path, help="run folder or checkpoint that `ocl train` wrote")
+    options.add_argument("run", type=Path, help="run folder or checkpoint that `ocl train` wrote, or a folder in the hub's layout")
     options.add_argument("--protocol", nargs="+", default=["coda"], choices=sorted(PROTOCOLS), metavar="NAME",
                          help=f"how scores are computed: {', '.join(sorted(PROTOCOLS))}")
     options.add_argument("--out", type=Path, help="folder to write; default RUN/evaluation")
@@ -44,20 +43,20 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--analysis_guidance", type=float, default=2.0, help="of that sampler; 1 for none")
     add_device(options)
     known, words = options.parse_known_args(argv)
-    experiment = read_run(known.run, prog="ocl evaluate", packages=known.packages)
-    model = experiment.model()
-    found = load_model(known.run, model, ema=not known.no_ema)
-    data = read_data(words, prog="ocl evaluate", packages=known.packages) if words else experiment.held_out()
+    origin = source(known.run, prog="ocl evaluate", packages=known.packages)
+    model, name = origin.load(ema=not known.no_ema)
+    held_out = None if words or origin.experiment is None else origin.experiment.held_out()
+    data = read_data(words, prog="ocl evaluate", packages=known.packages) if words else held_out
     if data is None:
         raise ConfigError(f"{known.run} has no held_out data in its config; pass --data CLASS --data.option VALUE ...")
     place, folder = device(known.device), known.out or results(known.run, "evaluation")
     sections = [look_inside(model, data, known, folder, place)] if known.analysis else []
     discovery, _ = report(
         model, data, folder,
-        title=f"{known.run.name}, step {found.step}, on {type(data).__name__}",
+        title=f"{name}, on {type(data).__name__}",
         summary="Scores of slot masks and decoder masks beside segmenters that learn nothing.",
         protocols=known.protocol, device=place, limit=known.limit, seed=known.seed, batch_size=known.batch_size,
-        with_baselines=not known.no_baselines, log=known.run / "log.jsonl", configuration=experiment.text,
+        with_baselines=not known.no_baselines, log=known.run / "log.jsonl", configuration=origin.text,
         sections=sections,
     )
     table = "".join(json.dumps(row) + "\n" for row in discovery.table)

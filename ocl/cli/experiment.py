@@ -22,6 +22,7 @@ from ocl.errors import ConfigError
 from ocl.interfaces import Loss
 from ocl.losses import Reconstruction
 from ocl.models import SlotAutoencoder
+from ocl.models.importers import ENCODER, SIZES
 from ocl.models.names import checked, complete, instantiate, load_parts, structure
 from ocl.nn.freezing import postponing
 from ocl.train import EngineSetup, Local, Training
@@ -123,6 +124,8 @@ def read_run(run: Path, *, prog: str, packages: Sequence[str] = ()) -> Experimen
     path = run / CONFIG
     if not path.is_file():
         raise ConfigError(f"{path} is missing; pass a run folder that `ocl train` wrote.")
+    if (run / ENCODER / SIZES).is_file():
+        raise ConfigError(f"{run} is a published CODA checkpoint; run `ocl convert {run} FOLDER --weights PIPELINE`, pass FOLDER.")
     return read(["--config", str(path)], prog=prog, packages=packages)
 
 

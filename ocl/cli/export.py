@@ -11,13 +11,13 @@ import yaml
 
 from ocl.cli.experiment import Experiment, read_run
 from ocl.cli.options import command, no_overrides
+from ocl.cli.trained import trained_model
 from ocl.decoders import LatentDiffusion
 from ocl.encoders import DINOv2
 from ocl.errors import ConfigError
 from ocl.models import ModelCard, SlotAutoencoder
 from ocl.models.exporters import export_coda
 from ocl.models.importers import BACKBONES
-from ocl.train import load_model
 
 EPILOG = """
 Frozen weights are left out, as in every checkpoint. Scores on the card are those that `ocl evaluate RUN` wrote into RUN/evaluation.
@@ -41,8 +41,7 @@ def main(argv: Sequence[str]) -> int:
     if (known.folder is None) == (known.push is None) or (known.push is not None and known.layout != "hub"):
         raise ConfigError("ocl export writes one thing: a FOLDER, or in the hub's layout a repository (--push OWNER/NAME).")
     experiment = read_run(known.run, prog="ocl export", packages=known.packages)
-    model = experiment.model()
-    found = load_model(known.run, model, ema=not known.no_ema)
+    model, found = trained_model(experiment, known.run, ema=not known.no_ema)
     if known.layout == "coda":
         write_coda(model, experiment, known.folder)
         print(f"{known.folder}: config.yaml, encoder/, unet/")

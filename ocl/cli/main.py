@@ -20,6 +20,7 @@ COMMANDS = {
     "edit": "remove, replace, add or move an object by its slot",
     "pretrain": "make a small text-to-image pipeline of drawn scenes, for models to decode with",
     "export": "write a run's model in the layout of the hub, or of published CODA checkpoints",
+    "convert": "make a folder that all commands read of a published CODA checkpoint",
     "describe": "show a config or run: parts, parameters, kernels",
     "data": "preview or check a dataset",
     "bench": "measure the operators beside every other way to compute the same",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -20,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--alone", action="store_true", help="also draw each slot by itself")
     rows: list[list[np.ndarray]] = []
     with drawing(options, argv) as work:
+        outputs = work.outputs()
         for batch in work.batches(work.options.batch_size):
             drawn = [work.draw(batch.slots, batch.names)]
             if work.options.alone:
@@ -27,9 +27,9 @@ def main(argv: Sequence[str]) -> int:
                 drawn += [work.draw(keep_only(batch.slots, slot), batch.names) for slot in range(count)]
             for index, name in enumerate(batch.names):
                 pictures = [each[index] for each in drawn]
-                write_png(work.out / "images" / PurePosixPath(name).with_suffix(".png"), pictures[0])
+                write_png(work.out / "images" / f"{outputs[name]}.png", pictures[0])
                 for slot, picture in enumerate(pictures[1:]):
-                    write_png(work.out / "alone" / PurePosixPath(name).with_suffix("") / f"slot_{slot:02d}.png", picture)
+                    write_png(work.out / "alone" / outputs[name] / f"slot_{slot:02d}.png", picture)
                 if len(rows) < GRID_ROWS:
                     rows.append([to_picture(batch.image[index]), *pictures])
         write_png(work.out / "grid.png", picture_grid(rows))

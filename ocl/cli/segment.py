@@ -9,16 +9,15 @@ from typing import Any
 import yaml
 from rich.progress import Progress
 
-from ocl.cli.experiment import read_run
 from ocl.cli.options import add_device, command, device, no_overrides, results
+from ocl.cli.trained import source
 from ocl.errors import ConfigError
 from ocl.evaluate.segment import segment
-from ocl.train import load_model
 
 
 def main(argv: Sequence[str]) -> int:
     options = command("segment", "Split every image of a folder into slots.")
-    options.add_argument("run", type=Path, help="run folder or checkpoint that `ocl train` wrote")
+    options.add_argument("run", type=Path, help="run folder or checkpoint that `ocl train` wrote, or a folder in the hub's layout")
     options.add_argument("images", type=Path, help="folder of images of any size and format, searched recursively")
     options.add_argument("--out", type=Path, help="folder to write; default RUN/segment/NAME of the image folder")
     options.add_argument("--image_size", type=int, help="side of the square the model sees; default as trained")
@@ -30,9 +29,8 @@ def main(argv: Sequence[str]) -> int:
     add_device(options)
     known, words = options.parse_known_args(argv)
     no_overrides("ocl segment", words)
-    experiment = read_run(known.run, prog="ocl segment", packages=known.packages)
-    model = experiment.model()
-    load_model(known.run, model)
+    origin = source(known.run, prog="ocl segment", packages=known.packages)
+    model, _ = origin.load()
     place = device(known.device)
     with Progress(transient=True) as bar:
         task = bar.add_task("segmenting", total=None)
@@ -40,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
             model,
             known.images,
             known.out or results(known.run, "segment") / known.images.resolve().name,
-            image_size=known.image_size or trained_size(experiment.text),
+            image_size=known.image_size or trained_size(origin.text),
             resize=known.resize,
             masks=known.masks,
             seed=known.seed,
@@ -57,9 +55,9 @@ def main(argv: Sequence[str]) -> int:
 
 def trained_size(text: str) -> int:
     """The image size that a config trains at. Raises ConfigError where it names none."""
-    sizes = list(_values(yaml.safe_load(text)["data"], "image_size"))
+    sizes = list(_values(yaml.safe_load(text).get("data"), "image_size"))
     if not sizes or sizes[0] is None:
-        raise ConfigError("the run's config names no image_size for its data; pass --image_size.")
+        raise ConfigError("the model's config names no image_size of data that it was trained on; pass --image_size.")
     return int(sizes[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from ocl.cli.scoring import held_out_evaluation
 from ocl.data.loader import batches
 from ocl.errors import CheckpointError, ConfigError
 from ocl.nn.fingerprint import changes
+from ocl.nn.freezing import awaited, restoring
 from ocl.train import Outcome, fit
-from ocl.train.checkpoint import fill, latest
+from ocl.train.checkpoint import fill, latest, load_model
 from ocl.train.files import replace_text
 from ocl.train.loop import check_losses
 from ocl.train.staleness import check_state
@@ -56,13 +58,17 @@ def train(experiment: Experiment, run: Path, *, resume: bool = False, on: str = 
     world = place.world
     check_losses(losses, training, world)
     data = world.together(experiment.data)
-    cache = world.together(lambda: open_cache(experiment, data))
-    model = world.together(lambda: experiment.model(postpone=cache is not None))
+    newest = latest(run) if resume else None
+    with nullcontext() if newest is None else restoring():
+        cache = world.together(lambda: open_cache(experiment, data))
+        model = world.together(lambda: experiment.model(postpone=cache is not None))
     if cache is not None:
         world.together(partial(check_state, cache, model))
-    if training.start_from is not None and not (resume and latest(run)):
+    if training.start_from is not None and newest is None:
         world.together(partial(fill, model, training.start_from, training.start_parts))
     world.first(lambda: claim(run, experiment.text, resume=resume))
+    if newest is not None and awaited(model):
+        world.together(lambda: load_model(newest, model, ema=False))
     outcome = fit(
         setup.build(model, training, place),
         losses,

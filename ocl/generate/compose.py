@@ -15,7 +15,7 @@ Recipe = Literal["columns", "random"]
 
 
 def compose(slots: Slots, recipe: Recipe = "columns", *, generator: torch.Generator | None = None) -> Slots:
-    """One mixture per image of the batch; slot k stays slot k.
+    """One mixture per image of the batch; slot k stays slot k. A batch of one image can only give that image again.
 
     recipe: "columns" takes slot k from the image k positions further on (published), so that every slot is used once;
     "random" takes each slot from an image drawn at random.

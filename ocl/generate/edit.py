@@ -13,9 +13,14 @@ from ocl.types import Slots
 
 
 def drop(slots: Slots, index: int) -> Slots:
-    """Remove one slot and give its pixels to the others, in proportion to what they already held."""
+    """Remove one slot and give its pixels to the others, in proportion to what they already held.
+
+    Raises ConfigError where there is no other.
+    """
     _check(slots, index)
     others = [k for k in range(slots.vectors.shape[1]) if k != index]
+    if not others:
+        raise ConfigError("drop would remove the only slot of the image, and nothing is left to draw; swap it, or use more slots.")
     attn = slots.attn[:, others]
     total = attn.sum(dim=1, keepdim=True)
     attn = torch.where(total > 0, attn / total.clamp_min(1e-12), 1 / len(others))

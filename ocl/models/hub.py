@@ -19,7 +19,7 @@ from ocl.errors import CheckpointError, ConfigError, MissingExtra
 from ocl.models.autoencoder import SlotAutoencoder
 from ocl.models.card import ModelCard, card_text
 from ocl.models.description import build, describe
-from ocl.nn.freezing import load_trainable_state_dict, trainable_state_dict
+from ocl.nn.freezing import load_trainable_state_dict, restoring, trainable_state_dict
 from ocl.nn.hub import offline
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
@@ -56,7 +56,8 @@ def from_pretrained(
     """
     folder = _located(source, revision, local_files_only, cache_dir)
     content = _read_config(folder / CONFIG)
-    model = build(_replaced(content["model"], replace or {}), packages=packages, place=str(folder / CONFIG))
+    with restoring():
+        model = build(_replaced(content["model"], replace or {}), packages=packages, place=str(folder / CONFIG))
     try:
         load_trainable_state_dict(model, load_file(folder / TENSORS))
     except CheckpointError as error:

@@ -53,7 +53,11 @@ BACKBONES: dict[str, Literal["small", "base", "large", "giant"]] = {
     "dinov2_vits14": "small", "dinov2_vitb14": "base", "dinov2_vitl14": "large", "dinov2_vitg14": "giant",
 }  # fmt: skip
 UNET_PREFIX = "backbone.module."  # of a tensor's name in LatentUNet, before the name that diffusers gives it
-_ELSEWHERE = ("null_embedding", "register_tokens", "negative_tokens", "backbone.")  # belong to other parts of that method
+NULL, REGISTERS, NEGATIVE = "null_embedding", "register_tokens", "negative_tokens"
+_SIZES = (
+    "num_registers", "dino_id", "dino_sample_size", "dino_out_channels", "slot_n_iterations", "slot_n_slots", "slot_n_heads",
+    "slot_out_channels", "slot_size", "slot_mlp_hidden_size", "slot_epsilon",
+)  # fmt: skip
 
 
 def coda_model(folder: Path | str, *, weights: str | None = None, encoder: Encoder | None = None) -> SlotAutoencoder:
@@ -64,7 +68,7 @@ def coda_model(folder: Path | str, *, weights: str | None = None, encoder: Encod
     Raises CheckpointError where a file is missing or unreadable, or where a key is missing, unknown or of another shape.
     """
     folder = Path(folder)
-    config, sizes = _read_yaml(folder / CONFIG), _read_json(folder / ENCODER / SIZES)
+    config, sizes = _read_yaml(folder / CONFIG), _read_sizes(folder / ENCODER)
     weights = weights or str(config["model_id"])
     trained = _trained(config["trainable_keys"], folder) if config.get("training_unet_cross_attention", True) else ()
     if config.get("training_unet"):
@@ -89,17 +93,17 @@ def coda_registers(folder: Path | str, *, weights: str | None = None) -> Registe
     weights: the pipeline whose null prompt they are, if the model is to be saved in the hub's layout.
     """
     folder = Path(folder) / ENCODER
-    state, sizes = _read_safetensors(folder / TENSORS), _read_json(folder / SIZES)
-    number, null = sizes["num_registers"], state.get("null_embedding")
+    state, sizes = _read_safetensors(folder / TENSORS), _read_sizes(folder)
+    number, null = sizes["num_registers"], state.get(NULL)
     if null is None or null.ndim != 3 or len(null) != 1:
-        raise CheckpointError(f"{folder}: null_embedding [1, R, C] is missing; this is not a CODA checkpoint.")
+        raise CheckpointError(f"{folder}: {NULL} [1, R, C] is missing; this is not a CODA checkpoint.")
     if number == 0:
         raise CheckpointError(f"{folder}: it has a learned negative prompt and no registers, which is not supported.")
     if number < 0:
-        skip = 0 if number == -1 else int(sizes["slot_n_slots"])
+        skip = int(sizes["slot_n_slots"]) if number == -2 else 0
         return NullPrompt.stored(null[0, skip:], weights=weights, skip=skip)
     bank = LearnedRegisters(number, null.shape[2])
-    _load(bank, {"table": state["register_tokens"][0]} if "register_tokens" in state else {}, folder)
+    _load(bank, {"table": state[REGISTERS][0]} if REGISTERS in state else {}, folder)
     return bank
 
 
@@ -110,7 +114,7 @@ def coda_slots(folder: Path | str) -> tuple[SlotAttention, GaussianInit]:
     the sizes in its config say, or where the checkpoint uses a learned initial slot table, which no published one does.
     """
     folder = Path(folder) / ENCODER
-    config = _read_json(folder / SIZES)
+    config = _read_sizes(folder)
     state = _read_safetensors(folder / TENSORS)
     if config.get("slot_learnable_slot_init"):
         raise CheckpointError(f"{folder}: learned initial slots are not published by CODA and cannot be imported.")
@@ -127,7 +131,7 @@ def coda_slots(folder: Path | str) -> tuple[SlotAttention, GaussianInit]:
         gradient="bilevel" if config.get("slot_bi_level") else "full",
     )
     init = GaussianInit(config["slot_n_slots"], config["slot_size"])
-    init_state, module_state = _rename(state, folder)
+    init_state, module_state = _rename(state, _of_other_parts(config), folder)
     _load(init, init_state, folder)
     _load(module, module_state, folder)
     return module, init
@@ -135,7 +139,7 @@ def coda_slots(folder: Path | str) -> tuple[SlotAttention, GaussianInit]:
 
 def _encoder(sizes: Mapping[str, Any], folder: Path) -> Encoder:
     name = sizes["dino_id"]
-    if name not in BACKBONES or sizes.get("dino_enable_register") or sizes.get("dino_requires_grad"):
+    if name not in BACKBONES or sizes.get("dino_enable_register"):
         raise CheckpointError(f"{folder}: its backbone {name}, or the way it was used, is not supported; pass encoder=....")
     return DINOv2(BACKBONES[name], image_size=14 * sizes["dino_sample_size"])
 
@@ -158,11 +162,17 @@ def _load_unet(denoiser: LatentUNet, folder: Path) -> None:
     denoiser.load_state_dict(state, strict=False)
 
 
-def _rename(state: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _of_other_parts(sizes: Mapping[str, Any]) -> set[str]:
+    """Keys beside those of the slots, as the registers that the config declares bring them."""
+    number = sizes["num_registers"]
+    return {NULL} | ({REGISTERS} if number > 0 else set()) | ({NEGATIVE} if number == 0 else set())
+
+
+def _rename(state: Mapping[str, Tensor], others: set[str], folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     init: dict[str, Tensor] = {}
     module: dict[str, Tensor] = {}
     for key, value in state.items():
-        if key.startswith(_ELSEWHERE):
+        if key in others:
             continue
         name = key.removeprefix(PREFIX)
         stem, _, leaf = name.rpartition(".")
@@ -174,7 +184,7 @@ def _rename(state: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor
             tensor = value.flatten(1) if stem == "pos.projection" and leaf == "weight" else value  # a 1 x 1 convolution
             module[f"{MODULE_KEYS[stem]}.{leaf}"] = tensor
         else:
-            raise CheckpointError(f"{folder}: unknown key {key}; this is not a CODA slot encoder.")
+            raise CheckpointError(f"{folder}: unknown key {key}, which {SIZES} does not declare; this is not a CODA slot encoder.")
     return init, module
 
 
@@ -198,9 +208,24 @@ def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[
         raise CheckpointError(f"{folder}: {len(wrong)} tensors do not fit {part}: {details}.")
 
 
+def _read_sizes(folder: Path) -> dict[str, Any]:
+    """The config of `encoder/`. Raises CheckpointError where it lacks a size, or where the backbone was trained as well."""
+    sizes = _read_json(folder / SIZES)
+    missing = [name for name in _SIZES if name not in sizes]
+    if missing:
+        raise CheckpointError(f"{folder / SIZES} lacks {', '.join(missing)}; this is not the config of a CODA slot encoder.")
+    if sizes.get("dino_requires_grad"):
+        raise CheckpointError(
+            f"{folder}: its DINO was trained with it (dino_requires_grad), and trained DINO weights can neither be read nor "
+            "replaced by encoder=...; pass a checkpoint whose backbone stayed frozen."
+        )
+    return sizes
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); pass the folder that holds `encoder/`.") from error
     except ValueError as error:

@@ -21,6 +21,7 @@ Files = Callable[[], Sequence[Path]]
 """Where published weights lie on this machine; may download them first."""
 
 _postponed: ContextVar[bool] = ContextVar("postponed", default=False)
+_restored: ContextVar[bool] = ContextVar("restored", default=False)
 
 
 @contextmanager
@@ -36,6 +37,32 @@ def postponing() -> Iterator[None]:
 def is_postponing() -> bool:
     """Whether we are inside `postponing`."""
     return _postponed.get()
+
+
+@contextmanager
+def restoring() -> Iterator[None]:
+    """Parts made inside leave out what is computed once and lies in every checkpoint; one must be loaded before they are used.
+
+    Such a part says in `awaits` what it waits for: the name of each tensor and its shape, None for a side of any length.
+    """
+    token = _restored.set(True)
+    try:
+        yield
+    finally:
+        _restored.reset(token)
+
+
+def is_restoring() -> bool:
+    """Whether we are inside `restoring`."""
+    return _restored.get()
+
+
+def awaited(module: nn.Module) -> dict[str, tuple[int | None, ...]]:
+    """Names and shapes of the tensors that parts made inside `restoring` still wait for."""
+    return {
+        f"{path}.{name}".lstrip("."): shape for path, part in module.named_modules(remove_duplicate=False)
+        for name, shape in getattr(part, "awaits", {}).items()
+    }  # fmt: skip
 
 
 @final
@@ -90,15 +117,15 @@ def trainable_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trainable_state_dict(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy `state` into exactly the tensors that `trainable_state_dict` returns.
+    """Copy `state` into exactly the tensors that `trainable_state_dict` returns, and those that are `awaited`.
 
     Raises CheckpointError, and changes nothing, where a tensor is missing, unknown or of another shape.
     """
-    expected = trainable_state_dict(module)
+    expected = {name: tuple(value.shape) for name, value in trainable_state_dict(module).items()} | awaited(module)
     problems = {
         "missing": expected.keys() - state.keys(),
         "unknown": state.keys() - expected.keys(),
-        "of another shape": {name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape},
+        "of another shape": {name for name in expected.keys() & state.keys() if not _fits(expected[name], state[name])},
     }
     found = [f"{len(names)} {problem} ({_listed(names)})" for problem, names in problems.items() if names]
     if found:
@@ -125,6 +152,10 @@ def _frozen_names(module: nn.Module) -> Iterator[str]:
             trained = {name for name, parameter in part.named_parameters(remove_duplicate=False) if parameter.requires_grad}
             prefix = f"{path}." if path else ""
             yield from (prefix + name for name in part.state_dict() if name not in trained)
+
+
+def _fits(shape: tuple[int | None, ...], value: Tensor) -> bool:
+    return len(shape) == value.ndim and all(side in (None, found) for side, found in zip(shape, value.shape, strict=True))
 
 
 def _listed(names: set[str]) -> str:

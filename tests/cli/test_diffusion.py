@@ -1,6 +1,7 @@
 """The latent-diffusion models through `ocl train` on drawn scenes, from a tiny pipeline folder."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -160,6 +161,23 @@ def test_compositions_are_as_many_as_images(drawn_run, pictures, tmp_path, recip
     assert len(list((tmp_path / "images").glob("*.png"))) == 3 and (tmp_path / "grid.png").is_file()
 
 
+def test_an_image_that_is_left_over_is_mixed_with_those_before_it(drawn_run, pictures, tmp_path):
+    for mix in ("2", "3"):  # of 3 images
+        assert draw("compose", drawn_run, pictures, tmp_path / mix, "--mix", mix) == 0
+    for number in range(3):
+        two, three = (pixels(tmp_path / mix / "images" / f"{number:06d}.png") for mix in ("2", "3"))
+        assert (two == three).all()
+
+
+def test_an_image_alone_is_no_composition(drawn_run, pictures, tmp_path, capsys):
+    assert draw("compose", drawn_run, pictures, tmp_path / "drawn", "--mix", "1") == 2
+    assert "needs slots of 2 images or more, got --mix 1 and 3 in the folder" in capsys.readouterr().err
+    shutil.copytree(pictures, tmp_path / "one", ignore=shutil.ignore_patterns("[12].png"))
+    assert draw("compose", drawn_run, tmp_path / "one", tmp_path / "drawn") == 2
+    assert "got --mix 32 and 1 in the folder" in capsys.readouterr().err
+    assert not (tmp_path / "drawn").exists()
+
+
 @pytest.mark.parametrize(
     "words",
     [["drop", "--slot", "1"], ["only"], ["swap", "--other", "1.png"], ["insert", "--other", "2.png"],
@@ -169,6 +187,39 @@ def test_every_edit_draws_the_image_before_and_after(drawn_run, pictures, tmp_pa
     assert draw("edit", drawn_run, pictures, tmp_path, *words, "--image", "0.png") == 0
     (found,) = tmp_path.glob(f"0_{words[0]}_*.png")
     assert pixels(found).shape == (64 + 8, 4 * 68 + 4, 3)
+
+
+@pytest.fixture
+def namesakes(pictures, tmp_path):
+    """0.png, 0.jpg and more/0.png."""
+    from PIL import Image
+
+    folder = tmp_path / "namesakes"
+    (folder / "more").mkdir(parents=True)
+    Image.open(pictures / "0.png").save(folder / "0.png")
+    Image.open(pictures / "1.png").convert("RGB").save(folder / "0.jpg")
+    Image.open(pictures / "2.png").save(folder / "more" / "0.png")
+    return folder
+
+
+def test_images_of_one_name_are_drawn_into_files_of_their_own(drawn_run, namesakes, tmp_path):
+    assert draw("reconstruct", drawn_run, namesakes, tmp_path / "drawn", "--alone") == 0
+    folder = tmp_path / "drawn"
+    assert {str(path.relative_to(folder / "images")) for path in (folder / "images").rglob("*.png")} == {
+        "0.png", "0_png.png", "more/0.png",
+    }  # fmt: skip
+    assert len(list((folder / "alone").rglob("slot_*.png"))) == 9
+
+
+def test_every_edit_of_every_image_has_a_file_of_its_own(drawn_run, namesakes, tmp_path):
+    edits = [["drop", "--image", name] for name in ("0.png", "0.jpg", "more/0.png")]
+    edits += [["swap", "--image", "0.png", "--other", other] for other in ("0.jpg", "more/0.png")]
+    edits += [["swap", "--image", "0.png", "--other", "0.jpg", "--other_slot", "1"]]
+    edits += [["insert", "--image", "0.png", "--other", "0.jpg", "--other_slot", slot] for slot in "01"]
+    edits += [["move", "--image", "0.png", "--offset", "8", right] for right in "04"]
+    for number, words in enumerate(edits, start=1):
+        assert draw("edit", drawn_run, namesakes, tmp_path / "edits", *words) == 0
+        assert len(list((tmp_path / "edits").rglob("*.png"))) == number
 
 
 @pytest.mark.parametrize(
@@ -182,6 +233,30 @@ def test_every_edit_draws_the_image_before_and_after(drawn_run, pictures, tmp_pa
 def test_an_edit_that_cannot_be_made_says_why(drawn_run, pictures, tmp_path, words, message, capsys):
     assert draw("edit", drawn_run, pictures, tmp_path, *words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def silent_run(tmp_path, tiny_pipeline):
+    """A run whose pipeline lost its text encoder after the training."""
+    pipeline = shutil.copytree(tiny_pipeline("sd"), tmp_path / "pipeline")
+    path = config(tmp_path, lambda kind: pipeline, "coda")
+    assert main(["train", "--config", str(path), "--run", str(tmp_path / "run"), "--training.steps", "2"]) == 0
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(pipeline / part)
+    return tmp_path / "run"
+
+
+def test_stored_registers_spare_the_text_encoder(silent_run, pictures, tmp_path):
+    assert draw("compose", silent_run, pictures, tmp_path / "drawn") == 0
+    assert main(["evaluate", str(silent_run), "--no_baselines", "--device", "cpu"]) == 0
+    assert main(["export", str(silent_run), str(tmp_path / "model")]) == 0
+    assert main(["train", "--run", str(silent_run), "--resume", "--training.steps", "4"]) == 0
+    assert lines_of(silent_run)[-1]["step"] == 4
+
+
+def test_training_anew_asks_for_the_text_encoder(silent_run, tmp_path, capsys):
+    assert main(["train", "--config", str(tmp_path / "coda.yaml"), "--run", str(tmp_path / "other")]) == 2
+    assert f"{tmp_path / 'pipeline'} has no tokenizer" in capsys.readouterr().err
 
 
 def test_evaluation_looks_into_the_decoder(drawn_run, tmp_path, capsys):

@@ -23,6 +23,11 @@ def test_dropping_a_slot_gives_its_pixels_to_the_others_in_proportion():
     torch.testing.assert_close(after.attn[:, 0] / after.attn[:, 1], before.attn[:, 0] / before.attn[:, 2])
 
 
+def test_the_only_slot_cannot_be_dropped():
+    with pytest.raises(ConfigError, match="would remove the only slot of the image.*swap it, or use more slots"):
+        drop(slots(k=1), 0)
+
+
 def test_one_slot_alone_holds_every_pixel():
     after = keep_only(slots(), 2)
     assert torch.equal(after.vectors, slots().vectors[:, 2:3]) and torch.equal(after.attn, torch.ones(3, 1, 9))

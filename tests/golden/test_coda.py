@@ -8,15 +8,17 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from ocl.decoders.diffusion import NullPrompt
+from ocl.decoders.diffusion import LearnedRegisters, NullPrompt, SlotTokens
 from ocl.decoders.diffusion.decoder import Draws
-from ocl.encoders import ViT
+from ocl.encoders import CNN, ViT
 from ocl.errors import CheckpointError
 from ocl.losses import ContrastiveAlignment, Reconstruction
+from ocl.models import SlotAutoencoder
 from ocl.models.exporters import export_coda
 from ocl.models.importers import INIT_KEYS, MODULE_KEYS, coda_model
 from ocl.nn.freezing import trainable_state_dict
 from ocl.ops import backend
+from ocl.slots import SlotAttention
 from ocl.slots.mismatch import swapped
 from ocl.types import Batch, Mismatch, Output, Step
 
@@ -162,6 +164,54 @@ def test_an_exported_model_is_imported_as_it_was(model, folder, recorded, tmp_pa
         assert torch.equal(trainable_state_dict(again)[name], value), name
 
 
+def test_learned_registers_are_exported_and_imported_as_they_were(model, folder, recorded, tmp_path):
+    weights = str(folder / "tiny-stable-diffusion")
+    model.decoder.conditioner = SlotTokens(LearnedRegisters(4, 32))
+    export_coda(model, tmp_path / "ours", weights=weights, grid=4)
+    state = load_file(tmp_path / "ours" / "encoder" / "diffusion_pytorch_model.safetensors")
+    assert json.loads((tmp_path / "ours" / "encoder" / "config.json").read_text())["num_registers"] == 4
+    torch.testing.assert_close(state["null_embedding"], recorded["null_embedding"], atol=1e-5, rtol=0)
+    bank = imported(folder, tmp_path / "ours").decoder.conditioner.registers
+    assert isinstance(bank, LearnedRegisters) and torch.equal(bank(), model.decoder.conditioner.registers())
+
+
+def slots_with(**settings):
+    return SlotAttention(40, 48, out_dim=32, mlp_dim=48, eps=1e-6, position=True, input_mlp=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slot_module": slots_with(eps_on="denominator")}, r"SlotAttention\(eps_on='denominator'\) has no place.*'weights'"),
+        ({"slot_module": slots_with(gru_state="normalised")}, r"SlotAttention\(gru_state='normalised'\)"),
+        ({"slot_module": slots_with(num_heads=2, scale="head")}, r"SlotAttention\(scale='head'\)"),
+        ({"slot_module": slots_with(gradient="implicit")}, "slot module has no place"),
+        ({"encoder": CNN(40, stride=4)}, "CNN, which is trained, has no place .*; use save_pretrained"),
+    ],
+)
+def test_what_the_official_layout_cannot_hold_is_refused_before_anything_is_written(model, tmp_path, change, message):
+    for name, part in change.items():
+        setattr(model, name, part)
+    with pytest.raises(CheckpointError, match=message):
+        export_coda(model, tmp_path / "ours", weights="tiny-stable-diffusion", grid=4)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_truncated_null_prompt_is_imported_saved_and_not_exported(folder, copied, tmp_path):
+    model = imported(folder, with_sizes(copied, num_registers=-2))
+    again = SlotAutoencoder.from_pretrained(model.save_pretrained(tmp_path / "hub"))
+    assert torch.equal(again.decoder.conditioner.registers(), model.decoder.conditioner.registers())
+    assert len(again.decoder.conditioner.registers()) == 77 - 5
+    with pytest.raises(CheckpointError, match=r"NullPrompt\(skip=5\) has no place .* all tokens of the prompt"):
+        export_coda(model, tmp_path / "ours", weights="tiny-stable-diffusion", grid=4)
+
+
+def test_heads_share_their_scale_where_there_is_one(model, folder, tmp_path):
+    model.slot_module = slots_with(scale="head")  # of one head, which is as wide as the slot
+    export_coda(model, tmp_path / "ours", weights="tiny-stable-diffusion", grid=4)
+    assert (tmp_path / "ours" / "config.yaml").is_file()
+
+
 @pytest.fixture
 def copied(folder, tmp_path):
     return shutil.copytree(folder / "official-layout-checkpoint", tmp_path / "checkpoint", copy_function=shutil.copyfile)
@@ -188,11 +238,39 @@ KEY = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
         ("encoder", lambda state: state.pop("null_embedding"), "null_embedding .* is missing"),
         ("encoder", lambda state: state.update(null_embedding=torch.zeros(1, 77, 16)), "registers have width 16"),
         ("encoder", lambda state: state.update(stranger=torch.zeros(1)), "unknown key stranger"),
+        ("encoder", lambda state: state.update(register_tokens=torch.zeros(1, 4, 32)), "unknown key register_tokens, which"),
+        ("encoder", lambda state: state.update(negative_tokens=torch.zeros(1, 5, 32)), "unknown key negative_tokens"),
+        ("encoder", lambda state: state.update(null_embedding_old=torch.zeros(1, 77, 32)), "unknown key null_embedding_old"),
+        ("encoder", lambda state: state.update({"backbone.dinov2.cls_token": torch.zeros(1)}), "unknown key backbone.dinov2.cls_"),
     ],
 )
 def test_a_checkpoint_with_other_keys_is_refused(folder, copied, part, change, message):
     with pytest.raises(CheckpointError, match=message):
         imported(folder, tampered(copied, part, change))
+
+
+def with_sizes(copied, **changes):
+    """The checkpoint with other values in encoder/config.json; None leaves one out."""
+    path = copied / "encoder" / "config.json"
+    path.parent.chmod(0o755)
+    sizes = json.loads(path.read_text()) | changes
+    path.unlink()
+    path.write_text(json.dumps({key: value for key, value in sizes.items() if value is not None}))
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dino_requires_grad": True}, "its DINO was trained with it .dino_requires_grad.*whose backbone stayed frozen"),
+        ({"num_registers": 0}, "a learned negative prompt and no registers"),
+        ({"num_registers": 4}, r"1 tensors do not fit LearnedRegisters: table .expected \(4, 32\), found None"),
+        ({"num_registers": None, "slot_size": None}, "config.json lacks num_registers, slot_size"),
+    ],
+)
+def test_what_the_config_declares_must_be_there_and_fit_our_parts(folder, copied, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        imported(folder, with_sizes(copied, **changes))
 
 
 @pytest.mark.parametrize(

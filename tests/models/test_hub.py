@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 
 import pytest
@@ -203,8 +204,6 @@ def test_parts_that_were_exchanged_are_saved_as_they_are_now(pixels, tmp_path):
 
 
 def test_a_pipeline_that_moved_is_read_from_its_new_place(tiny_pipeline, tmp_path):
-    import shutil
-
     old = shutil.copytree(tiny_pipeline("sd"), tmp_path / "old")
     folder = coda(weights=str(old), num_slots=3, slot_dim=8, encoder=CNN(8, stride=4)).save_pretrained(tmp_path / "model")
     new = old.rename(tmp_path / "new")
@@ -212,6 +211,20 @@ def test_a_pipeline_that_moved_is_read_from_its_new_place(tiny_pipeline, tmp_pat
         SlotAutoencoder.from_pretrained(folder)
     again = SlotAutoencoder.from_pretrained(folder, replace={str(old): str(new)})
     assert isinstance(again.decoder.conditioner, SlotTokens)
+
+
+def test_a_model_comes_back_without_the_text_encoder_that_made_its_registers(tiny_pipeline, tmp_path):
+    pipeline = shutil.copytree(tiny_pipeline("sd"), tmp_path / "pipeline")
+    model = coda(weights=str(pipeline), num_slots=3, slot_dim=8, encoder=CNN(8, stride=4)).eval()
+    folder = model.save_pretrained(tmp_path / "model")
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(pipeline / part)
+    again = SlotAutoencoder.from_pretrained(folder)
+    for found, expected in zip(outputs(again), outputs(model), strict=True):
+        assert torch.equal(found, expected)
+    change_tensors(folder, lambda state: state.pop("decoder.conditioner.registers.table"))
+    with pytest.raises(CheckpointError, match=r"1 missing \(decoder.conditioner.registers.table\)"):
+        SlotAutoencoder.from_pretrained(folder)
 
 
 # the hub
@@ -313,13 +326,13 @@ def test_published_weights_become_the_base_model():
     assert base == ["stable-diffusion-v1-5/stable-diffusion-v1-5"]
 
 
-def test_an_imported_checkpoint_of_others_is_saved_in_the_hub_s_layout(tiny_pipeline, tmp_path):
+def test_an_imported_checkpoint_of_others_is_saved_in_the_hub_s_layout(tiny_pipeline, tiny_vit, tmp_path):
     from ocl.models.exporters import export_coda
     from ocl.models.importers import coda_model
 
     sd = str(tiny_pipeline("sd"))
-    made = coda(weights=sd, num_slots=3, slot_dim=8, encoder=CNN(8, stride=4))
-    export_coda(made, tmp_path / "official", weights=sd, grid=8)
+    made = coda(weights=sd, num_slots=3, slot_dim=8, encoder=DINOv2(weights=str(tiny_vit("dinov2"))))
+    export_coda(made, tmp_path / "official", weights=sd, grid=4)
     imported = coda_model(tmp_path / "official", encoder=made.encoder)
     again = SlotAutoencoder.from_pretrained(imported.save_pretrained(tmp_path / "hub"))
     for found, expected in zip(outputs(again), outputs(made.eval()), strict=True):

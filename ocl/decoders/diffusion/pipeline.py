@@ -75,6 +75,14 @@ def part_config(weights: str, part: str, *, local_files_only: bool | None = None
     return _read_json(Path(str(path)))
 
 
+def context_width(weights: str, *, local_files_only: bool | None = None) -> int:
+    """Width C of what the pipeline's denoiser attends to, by its config alone."""
+    if has_part(weights, "transformer", local_files_only=local_files_only):
+        return int(part_config(weights, "transformer", local_files_only=local_files_only)["caption_channels"])
+    width = part_config(weights, "unet", local_files_only=local_files_only)["cross_attention_dim"]
+    return int(width[0] if isinstance(width, (list, tuple)) else width)
+
+
 def load_part(weights: str, part: str, *, expected: tuple[str, ...], local_files_only: bool | None = None) -> Any:
     """A diffusers model of the pipeline, with its `config`; on the meta device without weights.
 

@@ -8,9 +8,17 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from ocl.decoders.diffusion.pipeline import has_part, load_text_encoder, load_tokenizer, part_class, part_config
+from ocl.decoders.diffusion.pipeline import (
+    context_width,
+    has_part,
+    load_text_encoder,
+    load_tokenizer,
+    part_class,
+    part_config,
+)
 from ocl.errors import CheckpointError, ConfigError
 from ocl.interfaces import RegisterBank
+from ocl.nn.freezing import is_restoring
 from ocl.nn.hub import builds_on_meta
 
 
@@ -18,7 +26,8 @@ from ocl.nn.hub import builds_on_meta
 class NullPrompt(RegisterBank):
     """What the pipeline's own text encoder makes of the empty prompt: fixed tokens, the unconditional branch of the pipeline.
 
-    Computed once, when it is made; the text encoder is then dropped. The tokens are saved with every checkpoint.
+    Computed once, when it is made; the text encoder is then dropped. The tokens are saved with every checkpoint: inside
+    `ocl.nn.freezing.restoring` none are computed, and the text encoder need not be there, as a checkpoint brings them.
     CLIP prompts are padded to their full length (77) and all tokens are kept, start token included: it is the sink that the
     denoiser was trained with. T5 and Gemma prompts keep the tokens that the pipeline attends to, without padding.
 
@@ -28,10 +37,15 @@ class NullPrompt(RegisterBank):
         local_files_only: never download; None decides by OCL_OFFLINE and HF_HUB_OFFLINE.
     """
 
-    table: Tensor
+    table: Tensor | None
 
     def __init__(self, weights: str, *, skip: int = 0, local_files_only: bool | None = None) -> None:
         super().__init__()
+        self.skip = skip
+        if is_restoring():
+            self.width = context_width(weights, local_files_only=local_files_only)
+            self.register_buffer("table", None)
+            return
         table = null_prompt(weights, local_files_only=local_files_only)
         if not 0 <= skip < len(table):
             raise ConfigError(f"NullPrompt of {weights} has {len(table)} tokens, got skip={skip}; pass 0 to {len(table) - 1}.")
@@ -43,15 +57,28 @@ class NullPrompt(RegisterBank):
         """From tokens [R, C] that a checkpoint holds, without any text encoder. weights, skip: what would make them again."""
         bank = cls.__new__(cls)
         RegisterBank.__init__(bank)
-        bank.width = table.shape[1]
+        bank.width, bank.skip = table.shape[1], skip
         bank.register_buffer("table", table.detach().clone())
         if weights is not None:
             bank.made_with = {"weights": weights, "skip": skip}
         return bank
 
+    @property
+    def awaits(self) -> dict[str, tuple[int | None, ...]]:
+        """See `restoring`: the table [R, C], if it is not there yet."""
+        return {"table": (None, self.width)} if self.table is None else {}
+
     def forward(self) -> Tensor:
-        """[R, C], without gradient."""
+        """[R, C], without gradient. Raises CheckpointError where a checkpoint was to bring the tokens and none was loaded."""
+        if self.table is None:
+            raise CheckpointError("NullPrompt waits for the tokens of a checkpoint; load one, or make it outside of restoring().")
         return self.table
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        found = state_dict.get(f"{prefix}table")
+        if self.table is None and found is not None:
+            self.table = torch.empty_like(found)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @final
@@ -66,7 +93,7 @@ class LearnedRegisters(RegisterBank):
     def __init__(self, num_registers: int, width: int) -> None:
         super().__init__()
         if num_registers < 1:
-            raise ConfigError(f"LearnedRegisters needs num_registers >= 1, got {num_registers}; pass registers=null for none.")
+            raise ConfigError(f"LearnedRegisters needs num_registers >= 1, got {num_registers}; for none pass NoRegisters.")
         self.width = width
         self.table = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, num_registers, width))[0])
 
@@ -101,7 +128,7 @@ def null_prompt(weights: str, *, local_files_only: bool | None = None) -> Tensor
     if not suffixes:
         raise CheckpointError(
             f"the pipeline {weights} has no text_encoder, which the null prompt is made with; pass a complete pipeline, "
-            "registers=LearnedRegisters(...), or registers=null for none."
+            "registers=LearnedRegisters(...), or NoRegisters() for none (registers: NoRegisters)."
         )
     is_xl = "_2" in suffixes
     encoded = [_encode(weights, suffix, penultimate=is_xl, local_files_only=local_files_only) for suffix in suffixes]
