@@ -83,7 +83,8 @@ def _stepper(config: Mapping[str, Any], sampler: Sampler, steps: int, device: to
     if flow:
         more = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
         more["flow_shift"] = config.get("flow_shift", config.get("shift", 1.0))
+    # DDIM was made for pixels and clips to [-1, 1] unless told not to; configs of other solvers do not know that word.
     with quiet_diffusers():
-        stepper = kind.from_config({**config, **more})
+        stepper = kind.from_config({"clip_sample": False, **config, **more})
         stepper.set_timesteps(steps, device=device)
     return stepper

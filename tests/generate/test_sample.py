@@ -101,6 +101,21 @@ def test_what_lies_before_the_slots_is_computed_once(decoder):
     assert sizes == [3, 3]
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_latents_are_clipped_only_where_the_config_of_the_scheduler_says_so(decoder, sampler):
+    """A config of a DPM solver, as PixArt's, does not mention it, and the default of diffusers' DDIM is to clip."""
+
+    def drawn(**clipping):
+        config = {name: value for name, value in decoder.schedule.config.items() if name != "clip_sample"}
+        decoder.schedule.config = config | clipping
+        return sample_latents(decoder, slots(2), (8, 8), steps=3, guidance=2.0, sampler=sampler,
+                              generator=torch.Generator().manual_seed(0))  # fmt: skip
+
+    silent, free, clipped = drawn(), drawn(clip_sample=False), drawn(clip_sample=True)
+    assert silent.abs().max() > 1 and torch.equal(silent, free)
+    assert (sampler == "dpm++") == torch.equal(clipped, free)
+
+
 def test_adapters_draw(tiny_pipeline):
     folder = str(tiny_pipeline("sd"))
     decoder = LatentDiffusion(folder, denoiser=AdaptedUNet(folder, map_block=-1), conditioner=PooledSlots())
