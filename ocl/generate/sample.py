@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ocl.decoders import LatentDiffusion
 from ocl.decoders.diffusion.decoder import drop_slots
+from ocl.decoders.diffusion.latents import require_finite
 from ocl.decoders.diffusion.pipeline import import_diffusers, quiet_diffusers
 from ocl.errors import ConfigError
 from ocl.nn.draws import generators, normal
@@ -45,7 +46,7 @@ def sample_latents(
     decoder: LatentDiffusion, slots: Slots, size: tuple[int, int], *, steps: int, guidance: float, sampler: Sampler,
     generator: Randomness,
 ) -> Tensor:  # fmt: skip
-    """The same without the autoencoder: latents [B, C, h, w]."""
+    """The same without the autoencoder: latents [B, C, h, w]. Raises RangeError where the denoiser draws what is not finite."""
     vectors = slots.vectors
     stepper = _stepper(decoder.schedule.config, sampler, steps, vectors.device)
     latents = normal((len(vectors), decoder.autoencoder.channels, *size), generator, device=vectors.device)
@@ -62,6 +63,7 @@ def sample_latents(
                 unconditional = found.contrast.to(latents)
                 prediction = unconditional + guidance * (prediction - unconditional)
             latents = stepper.step(prediction, time, latents, return_dict=False)[0]
+    require_finite(latents, "latents that the denoiser drew", "check the slots and its weights, or let it run in float32")
     return latents
 
 
