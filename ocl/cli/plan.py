@@ -12,11 +12,11 @@ from ocl.cli import experiment as experiments
 from ocl.cli.experiment import Experiment
 from ocl.cli.options import command
 from ocl.decoders import LatentDiffusion
-from ocl.decoders.diffusion.denoisers import enable_checkpointing
+from ocl.decoders.diffusion import AdaptedUNet, LatentTransformer, LatentUNet
+from ocl.decoders.diffusion.checkpointing import enable_checkpointing
 from ocl.errors import ConfigError, OCLError
 from ocl.losses import ContrastiveAlignment
 from ocl.models import SlotAutoencoder
-from ocl.nn.freezing import Frozen
 from ocl.train import joint, plan
 from ocl.train.cost import Memory, PartCost, cache_bytes, memory, part_costs
 
@@ -81,9 +81,10 @@ def costs(
         return parts, joint.joint_memory(other, size, num_tokens=num_tokens, contrast=contrast, precision=precision), None
     without = memory(model, size, contrast=contrast, precision=precision, cached=cached)
     saving = copy.deepcopy(model)
-    if not isinstance(saving.decoder, LatentDiffusion) or not isinstance(saving.decoder.denoiser.backbone, Frozen):
+    built = saving.decoder.denoiser if isinstance(saving.decoder, LatentDiffusion) else None
+    if not isinstance(built, (LatentUNet, LatentTransformer, AdaptedUNet)):
         return parts, without, None
-    enable_checkpointing(saving.decoder.denoiser.backbone.module)
+    enable_checkpointing(built.backbone.module, built.state)
     return parts, without, memory(saving, size, contrast=contrast, precision=precision, cached=cached)
 
 

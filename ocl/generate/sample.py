@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ocl.decoders import LatentDiffusion
 from ocl.decoders.diffusion.decoder import drop_slots
+from ocl.decoders.diffusion.latents import require_finite
 from ocl.decoders.diffusion.pipeline import import_diffusers, quiet_diffusers
 from ocl.errors import ConfigError
 from ocl.nn.draws import generators, normal
@@ -45,7 +46,7 @@ def sample_latents(
     decoder: LatentDiffusion, slots: Slots, size: tuple[int, int], *, steps: int, guidance: float, sampler: Sampler,
     generator: Randomness,
 ) -> Tensor:  # fmt: skip
-    """The same without the autoencoder: latents [B, C, h, w]."""
+    """The same without the autoencoder: latents [B, C, h, w]. Raises RangeError where the denoiser draws what is not finite."""
     vectors = slots.vectors
     stepper = _stepper(decoder.schedule.config, sampler, steps, vectors.device)
     latents = normal((len(vectors), decoder.autoencoder.channels, *size), generator, device=vectors.device)
@@ -62,6 +63,7 @@ def sample_latents(
                 unconditional = found.contrast.to(latents)
                 prediction = unconditional + guidance * (prediction - unconditional)
             latents = stepper.step(prediction, time, latents, return_dict=False)[0]
+    require_finite(latents, "latents that the denoiser drew", "check the slots and its weights, or let it run in float32")
     return latents
 
 
@@ -83,7 +85,8 @@ def _stepper(config: Mapping[str, Any], sampler: Sampler, steps: int, device: to
     if flow:
         more = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
         more["flow_shift"] = config.get("flow_shift", config.get("shift", 1.0))
+    # DDIM was made for pixels and clips to [-1, 1] unless told not to; configs of other solvers do not know that word.
     with quiet_diffusers():
-        stepper = kind.from_config({**config, **more})
+        stepper = kind.from_config({"clip_sample": False, **config, **more})
         stepper.set_timesteps(steps, device=device)
     return stepper

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,7 +18,8 @@ class MaskGuidance(Loss):
     """weight * difference between the decoder's masks and the slot module's, from update `start_step` on; a float32 scalar.
 
     Published: the two guide each other, nothing is detached, and it is switched on later. Formula, weight and start are not
-    known. Ours: binary cross-entropy per slot and cell, the slot masks resized (area) to the decoder's grid and taken as target.
+    known. Ours: binary cross-entropy per slot and cell, the slot masks resized (area) to the decoder's grid and taken as target,
+    and a mean over the images whose slots were decoded: where they were dropped, masks are all zero and say nothing; 0 if all were.
 
     Args:
         weight: factor of this term in the sum of losses; positive and finite.
@@ -34,8 +36,15 @@ class MaskGuidance(Loss):
         found, slots = drawn_masks(self, step), step.output.slots
         if step.index < self.start_step:
             return 0.0 * found.detach().float().mean()
+        found = found.float()
         wanted = F.adaptive_avg_pool2d(slots.maps().float(), (found.shape[-2], found.shape[-1]))
+        each = self._difference(found, wanted).flatten(1).mean(1)
+        decoded = found.detach().flatten(1).any(1)
+        return self.weight * torch.where(decoded, each, 0).sum() / decoded.sum().clamp_min(1)
+
+    def _difference(self, found: Tensor, wanted: Tensor) -> Tensor:
+        """Both [B, K, h, w] -> the same."""
         if self.distance == "mse":
-            return self.weight * F.mse_loss(found.float(), wanted)
-        found, wanted = found.float().clamp(1e-6, 1 - 1e-6), wanted.clamp(0, 1)
-        return self.weight * -(wanted * found.log() + (1 - wanted) * (1 - found).log()).mean()
+            return (found - wanted).square()
+        found, wanted = found.clamp(1e-6, 1 - 1e-6), wanted.clamp(0, 1)
+        return -(wanted * found.log() + (1 - wanted) * (1 - found).log())

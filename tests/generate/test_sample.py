@@ -6,10 +6,13 @@ from safetensors.torch import load_file
 
 from ocl.decoders import LatentDiffusion
 from ocl.decoders.diffusion import AdaptedUNet, NullPrompt, PooledSlots, SlotTokens
-from ocl.errors import ConfigError, ShapeError
+from ocl.errors import ConfigError, RangeError, ShapeError
 from ocl.generate import named_generators, sample
 from ocl.generate.sample import sample_latents
 from ocl.types import Slots
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 
 
 def slots(batch=3, k=4):
@@ -101,10 +104,43 @@ def test_what_lies_before_the_slots_is_computed_once(decoder):
     assert sizes == [3, 3]
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_latents_are_clipped_only_where_the_config_of_the_scheduler_says_so(decoder, sampler):
+    """A config of a DPM solver, as PixArt's, does not mention it, and the default of diffusers' DDIM is to clip."""
+
+    def drawn(**clipping):
+        config = {name: value for name, value in decoder.schedule.config.items() if name != "clip_sample"}
+        decoder.schedule.config = config | clipping
+        return sample_latents(decoder, slots(2), (8, 8), steps=3, guidance=2.0, sampler=sampler,
+                              generator=torch.Generator().manual_seed(0))  # fmt: skip
+
+    silent, free, clipped = drawn(), drawn(clip_sample=False), drawn(clip_sample=True)
+    assert silent.abs().max() > 1 and torch.equal(silent, free)
+    assert (sampler == "dpm++") == torch.equal(clipped, free)
+
+
 def test_adapters_draw(tiny_pipeline):
     folder = str(tiny_pipeline("sd"))
     decoder = LatentDiffusion(folder, denoiser=AdaptedUNet(folder, map_block=-1), conditioner=PooledSlots())
     assert sample(decoder, slots(2), (16, 16), steps=2).isfinite().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("part", "name", "message"),
+    [
+        ("denoiser", "attn2.to_v.weight", "latents that the denoiser drew hold NaN .*; check the slots and its weights"),
+        ("autoencoder", "decoder.conv_in.weight", "decoded images hold NaN .*; run the autoencoder in float32"),
+    ],
+)
+def test_pictures_that_are_not_finite_name_the_part_that_made_them(decoder, device, part, name, message):
+    weights = next(value for key, value in getattr(decoder.to(device), part).named_parameters() if key.endswith(name))
+    with torch.no_grad():
+        weights[0, 0] = float("nan")
+    given = slots(2)
+    given = Slots(given.vectors.to(device), given.attn.to(device), given.grid)
+    with pytest.raises(RangeError, match=message):
+        sample(decoder, given, (16, 16), steps=2)
 
 
 def test_what_cannot_be_sampled_says_what_to_do(tiny_pipeline, decoder):

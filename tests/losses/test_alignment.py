@@ -72,6 +72,22 @@ def test_guidance_sends_gradient_to_both_masks(distance):
     assert attn.grad.any() and masks.grad.any()
 
 
+@pytest.mark.parametrize("distance", ["bce", "mse"])
+def test_guidance_leaves_images_without_decoded_slots_out_of_the_mean(distance):
+    loss = MaskGuidance(start_step=0, distance=distance)
+    attn, masks = torch.rand(2, K, 16).softmax(1).requires_grad_(), torch.rand(2, K, 4, 4).softmax(1)
+    dropped = torch.cat([masks[:1], torch.zeros_like(masks[:1])])
+    value = loss(step(attn=attn, masks=dropped))
+    value.backward()
+    alone = attn.detach()[:1].expand(2, -1, -1)
+    torch.testing.assert_close(value, loss(step(attn=alone, masks=masks[:1].expand(2, -1, -1, -1))))
+    assert attn.grad[0].any() and not attn.grad[1].any()
+
+    none = loss(step(attn=attn, masks=torch.zeros_like(masks)))
+    none.backward()
+    assert none.item() == 0 and not attn.grad[1].any()
+
+
 def test_guidance_sets_in_later():
     masks = torch.rand(B, K, 4, 4).softmax(1)
     assert MaskGuidance(start_step=5)(step(4, masks=masks)).item() == 0 < MaskGuidance(start_step=5)(step(5, masks=masks))

@@ -1,5 +1,7 @@
 """CODA, Stable-LSD and SlotAdapt: published sizes, how they differ, and that contrast trains slots alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from ocl.errors import ConfigError, ShapeError
 from ocl.losses import ContrastiveAlignment, MaskGuidance, Reconstruction
 from ocl.models import coda, slot_attention, slotadapt, stable_lsd
 from ocl.slots import SlotAttention
-from ocl.types import Batch, Mismatch, Slots, Step
+from ocl.types import Batch, Mismatch, Output, Slots, Step
 
 
 def trained(module):
@@ -178,6 +180,27 @@ def test_guidance_reads_the_adapters_masks(tiny_pipeline):
     adapters = [value for name, value in model.named_parameters() if ".adapter.to_k." in name and "up_blocks.1" in name]
     assert adapters and all(value.grad.any() for value in adapters)
     assert model.slot_module.to_v.weight.grad.any()
+
+
+@pytest.mark.parametrize("distance", ["bce", "mse"])
+def test_guidance_judges_no_image_whose_slots_were_dropped(tiny_pipeline, distance):
+    model = small(slotadapt, tiny_pipeline("sd"), decoder=_adapted(tiny_pipeline("sd"))).train()
+    loss = MaskGuidance(start_step=0, distance=distance)
+    features, slots = model.encode(batch(4).image, noise=torch.randn(4, 3, 8))
+    attn = slots.attn.detach().requires_grad_()
+    slots = Slots(slots.vectors, attn, slots.grid)
+    drawn = model.decoder.draw(batch(4), torch.Generator().manual_seed(0))
+
+    def guided(kept):
+        decoding = model.decoder(slots, batch(4), features, draws=replace(drawn, kept=torch.tensor(kept)))
+        value = loss(Step(batch(4), Output(features, slots, decoding)))
+        return value, torch.autograd.grad(value, attn)[0].flatten(1).any(1).tolist()
+
+    some, images = guided([True, False, False, True])
+    assert images == [True, False, False, True]
+    parts = [guided([index == kept for index in range(4)])[0] for kept in (0, 3)]
+    torch.testing.assert_close(some, torch.stack(parts).mean())
+    assert guided([False] * 4) == (0, [False] * 4)
 
 
 def test_images_that_latents_do_not_divide_are_refused(tiny_pipeline):

@@ -90,12 +90,12 @@ def loss_of(model, image):
 
 @pytest.mark.parametrize(("precision", "checkpointing"), [("fp32", False), ("bf16", False), ("fp32", True)])
 def test_saved_bytes_are_those_of_a_real_pass(tiny_pipeline, precision, checkpointing):
-    from ocl.decoders.diffusion.denoisers import enable_checkpointing
+    from ocl.decoders.diffusion.checkpointing import enable_checkpointing
 
     models = [small(tiny_pipeline("sd"), meta) for meta in (False, True)]
     if checkpointing:
         for model in models:
-            enable_checkpointing(model.decoder.denoiser.backbone.module)
+            enable_checkpointing(model.decoder.denoiser.backbone.module, model.decoder.denoiser.state)
     measured = [_saved(models[0], torch.rand(size, 3, 64, 64), precision) for size in (2, 4)]
     found = memory(models[1], (64, 64), contrast=True, precision=precision)
     assert found.saved == pytest.approx((measured[1] - measured[0]) / 2, rel=0.1)

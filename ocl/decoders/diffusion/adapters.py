@@ -14,16 +14,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from ocl.decoders.diffusion.checkpointing import Checkpointing, enable_checkpointing
 from ocl.decoders.diffusion.cross_attention import Pass, SlotCrossAttention, TextCrossAttention, cross_attentions, train_projections
-from ocl.decoders.diffusion.denoisers import (
-    Checkpointing,
-    Passes,
-    check_latents,
-    enable_checkpointing,
-    predict,
-    run_unet,
-    unet_sizes,
-)
+from ocl.decoders.diffusion.denoisers import Passes, check_latents, predict, run_unet, unet_sizes
 from ocl.decoders.diffusion.pipeline import load_part
 from ocl.decoders.diffusion.trunk import SharedTrunk, unet_trunk
 from ocl.errors import ConfigError
@@ -70,7 +63,7 @@ class AdaptedUNet(Denoiser):
         if share_trunk:
             SharedTrunk(self.state).install(unet_trunk(unet))
         if checkpointing:
-            enable_checkpointing(unet, selective=checkpointing == "selective")
+            enable_checkpointing(unet, self.state, selective=checkpointing == "selective")
 
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, contrast: Conditioning | None = None

@@ -43,6 +43,19 @@ class Pass:
         self.maps = {}
 
     @contextmanager
+    def again(self, told: Pass) -> Iterator[None]:
+        """Inside, layers are told what they were told in an earlier pass, and what they tell is forgotten.
+
+        For activations computed again in the backward pass, which may come after other passes.
+        """
+        before = dict(vars(self))
+        vars(self).update(vars(told), maps={})
+        try:
+            yield
+        finally:
+            vars(self).update(before)
+
+    @contextmanager
     def recording(self, names: Sequence[str]) -> Iterator[None]:
         """Inside, the named layers put their maps into `maps`, anew at every pass, as those do that are recorded already."""
         before, self.recorded = self.recorded, self.recorded | frozenset(names)

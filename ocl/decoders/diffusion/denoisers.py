@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, Literal, final
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from ocl.decoders.diffusion.checkpointing import Checkpointing, enable_checkpointing
 from ocl.decoders.diffusion.cross_attention import Pass, Projection, SlotCrossAttention, cross_attentions, train_projections
 from ocl.decoders.diffusion.pipeline import has_part, load_part
 from ocl.decoders.diffusion.trunk import SharedTrunk, transformer_trunk, unet_trunk
@@ -20,7 +19,6 @@ from ocl.nn.freezing import Frozen
 from ocl.types import Conditioning, Denoised
 
 Passes = Literal["merged", "separate"]
-Checkpointing = bool | Literal["selective"]
 Run = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(noisy, timestep, context [B, L, C], mask [B, L] or None) -> prediction: one call of a diffusers model."""
 
@@ -65,7 +63,7 @@ class LatentUNet(Denoiser):
             SharedTrunk(self.state).install(unet_trunk(unet))
         self.share_trunk = share_trunk
         if checkpointing:
-            enable_checkpointing(unet, selective=checkpointing == "selective")
+            enable_checkpointing(unet, self.state, selective=checkpointing == "selective")
 
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, contrast: Conditioning | None = None
@@ -123,7 +121,7 @@ class LatentTransformer(Denoiser):
         if share_trunk:
             SharedTrunk(self.state).install(transformer_trunk(model))
         if checkpointing:
-            enable_checkpointing(model, selective=checkpointing == "selective")
+            enable_checkpointing(model, self.state, selective=checkpointing == "selective")
 
     def forward(
         self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning, contrast: Conditioning | None = None
@@ -274,27 +272,3 @@ def check_latents(denoiser: Denoiser, noisy: Tensor, conditioning: Conditioning)
             f"{name} expects conditioning of width {denoiser.context_dim}, got {list(conditioning.slots.shape)}; "
             f"pass SlotAttention(out_dim={denoiser.context_dim})."
         )
-
-
-def enable_checkpointing(model: Any, *, selective: bool = False) -> None:
-    """Every block of a diffusers model computes its activations again in the backward pass, in eval mode too.
-
-    selective: but for the results of costly operations, which are kept. A frozen model draws nothing at random, so that no
-    random state is kept for the second time.
-    """
-    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    if selective:
-        options["context_fn"] = partial(torch.utils.checkpoint.create_selective_checkpoint_contexts, _keep_costly)
-    model.enable_gradient_checkpointing(
-        gradient_checkpointing_func=lambda block, *args: torch.utils.checkpoint.checkpoint(block, *args, **options)
-    )
-
-
-_COSTLY = ("mm", "addmm", "bmm", "baddbmm", "convolution", "mkldnn_convolution", "mkldnn_linear", "_mkl_linear")
-
-
-def _keep_costly(context: Any, operation: Any, *args: Any, **options: Any) -> torch.utils.checkpoint.CheckpointPolicy:
-    namespace, _, name = operation.name().partition("::")
-    costly = namespace == "ocl" or name.partition(".")[0] in _COSTLY or "scaled_dot_product" in name
-    policy = torch.utils.checkpoint.CheckpointPolicy
-    return policy.MUST_SAVE if costly else policy.PREFER_RECOMPUTE

@@ -16,6 +16,7 @@ from ocl.nn.hub import builds_on_meta, weight_files
 from ocl.ops.dtypes import without_autocast
 from ocl.types import Moments
 
+_WAY_OUT = "run the autoencoder in float32 (no .half()), and check its weights"
 _KINDS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny")
 
 
@@ -66,15 +67,16 @@ class LatentAutoencoder(nn.Module):
         """Moments and standard normal noise [B, C, h, w] -> latents as the denoiser knows them: shifted and scaled."""
         spread = 0.0 if moments.std is None else moments.std * noise.to(moments.mean)
         latents = (moments.mean + spread - self.shift) * self.scale
-        _check_finite(latents, "latents of the images")
+        if _looks_free(latents):
+            require_finite(latents, "latents of the images", _WAY_OUT)
         return latents
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, C, h, w] -> image [B, 3, H, W], clamped to [0, 1]."""
+        """Latents [B, C, h, w] -> image [B, 3, H, W], clamped to [0, 1]. Raises RangeError where it is not finite before that."""
         with without_autocast(latents.device):
             image = self._published.decode(latents.to(self._dtype) / self.scale + self.shift).sample
-        _check_finite(image, "decoded images")
+        require_finite(image, "decoded images", _WAY_OUT)
         return (image / 2 + 0.5).clamp(0, 1)
 
     @property
@@ -92,9 +94,12 @@ def _factor(model: Any) -> int:
     return int(2 ** (len(blocks) - 1))
 
 
-def _check_finite(values: Tensor, what: str) -> None:
-    """Looks where looking does not wait for a device; elsewhere the loop finds a loss that is not finite."""
-    looks_free = values.device.type == "cpu" and not torch.compiler.is_compiling() and type(values) is Tensor
-    if not looks_free or bool(values.isfinite().all()):
-        return
-    raise RangeError(f"the {what} hold NaN or infinite values; run the autoencoder in float32 (no .half()), and check its weights.")
+def require_finite(values: Tensor, what: str, way_out: str) -> None:
+    """Raises RangeError where values are NaN or infinite; on a GPU that waits for them."""
+    if not bool(values.isfinite().all()):
+        raise RangeError(f"the {what} hold NaN or infinite values; {way_out}.")
+
+
+def _looks_free(values: Tensor) -> bool:
+    """Whether looking waits for no device; where it does, the training loop finds a loss that is not finite."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling() and type(values) is Tensor

@@ -1,7 +1,9 @@
 """Denoisers: the same function as diffusers computes on concatenated conditioning, and gradients only where they belong."""
 
+import gc
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -155,13 +157,31 @@ def test_the_trunk_runs_once_for_both_halves(denoiser, kind):
 @pytest.mark.parametrize("passes", ["merged", "separate"])
 @pytest.mark.parametrize("checkpointing", [True, "selective"])
 def test_activations_can_be_computed_again(tiny_pipeline, kind, passes, checkpointing, tolerance):
-    plain = gradients(latent_denoiser(str(tiny_pipeline(kind))), 0.5 if passes == "merged" else None, passes=passes)
-    again = gradients(
-        latent_denoiser(str(tiny_pipeline(kind)), checkpointing=checkpointing), 0.5 if passes == "merged" else None, passes=passes
-    )
-    torch.testing.assert_close(again[0], plain[0], **tolerance[torch.float32])
-    for name, value in plain[2].items():
-        torch.testing.assert_close(again[2][name], value, **tolerance[torch.float32])
+    expected = gradients(latent_denoiser(str(tiny_pipeline(kind))), 0.5, passes=passes)
+    found = gradients(latent_denoiser(str(tiny_pipeline(kind)), checkpointing=checkpointing), 0.5, passes=passes)
+    torch.testing.assert_close(found[:2], expected[:2], **tolerance[torch.float32])
+    torch.testing.assert_close(found[2], expected[2], **tolerance[torch.float32])
+
+
+def test_a_graph_that_is_kept_can_be_computed_again_twice(tiny_pipeline, tolerance):
+    denoiser = latent_denoiser(str(tiny_pipeline("sd")), checkpointing=True, passes="separate")
+    found = denoiser(*inputs(), own := conditioning(0, grad=True), conditioning(1, grad=True))
+    error = found.prediction.square().mean() - 0.5 * found.contrast.square().mean()
+    first, second = (torch.autograd.grad(error, own.slots, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(second, first, **tolerance[torch.float32])
+
+
+@pytest.mark.parametrize("checkpointing", [True, "selective"])
+def test_two_passes_may_come_before_the_backward_pass(tiny_pipeline, checkpointing, tolerance):
+    """A pass with registers after one without them, and after a merged one: each is computed again as it was."""
+    results = []
+    for saved in (False, checkpointing):
+        denoiser = latent_denoiser(str(tiny_pipeline("sd")), checkpointing=saved)
+        both = denoiser(*inputs(), conditioning(0), conditioning(1))
+        alone = denoiser(*inputs(), conditioning(2, registers=False))
+        sum(value.square().mean() for value in (both.prediction, both.contrast, alone.prediction)).backward()
+        results.append({name: value.grad for name, value in denoiser.named_parameters() if value.requires_grad})
+    torch.testing.assert_close(results[1], results[0], **tolerance[torch.float32])
 
 
 def test_keys_and_values_are_projected_once_for_sampling(denoiser, tolerance):
@@ -277,6 +297,31 @@ def test_adapters_in_one_merged_pass_equal_two_passes(adapted, tolerance):
     for name in ("prediction", "contrast", "maps"):
         found, expected = (getattr(results[passes], name) for passes in ("merged", "separate"))
         torch.testing.assert_close(found, expected, **tolerance[torch.float32])
+
+
+@pytest.mark.parametrize("passes", ["merged", "separate"])
+@pytest.mark.parametrize("checkpointing", [True, "selective"])
+def test_adapters_and_their_maps_can_be_computed_again(tiny_pipeline, passes, checkpointing, tolerance):
+    results = []
+    for saved in (False, checkpointing):
+        torch.manual_seed(0)  # adapters start at random
+        denoiser = awake(AdaptedUNet(str(tiny_pipeline("sd")), map_block=-1, passes=passes, checkpointing=saved))
+        own, other = with_text(0, grad=True), with_text(1, grad=True)
+        found = denoiser(*inputs(), own, other)
+        maps = dict(denoiser.state.maps)
+        (found.prediction.square().mean() - 0.5 * found.contrast.square().mean() + found.maps.square().mean()).backward()
+        assert maps and all(denoiser.state.maps[name] is value for name, value in maps.items())  # not those of the second time
+        results.append([value.grad for value in (own.slots, other.slots, *denoiser.parameters()) if value.requires_grad])
+    torch.testing.assert_close(results[1], results[0], **tolerance[torch.float32])
+
+
+def test_a_checkpointed_pass_is_freed_with_its_output(tiny_pipeline):
+    denoiser = AdaptedUNet(str(tiny_pipeline("sd")), map_block=-1, checkpointing=True)
+    maps = weakref.ref(denoiser(*inputs(), with_text(grad=True)).maps)
+    kept = [weakref.ref(value) for value in denoiser.state.maps.values()]
+    denoiser.state.maps = {}
+    gc.collect()
+    assert kept and maps() is None and all(value() is None for value in kept)
 
 
 def test_adapters_need_a_text_token(adapted):
