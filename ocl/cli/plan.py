@@ -102,12 +102,12 @@ def _parts_table(parts: Sequence[PartCost], side: int) -> Table:
 def _fit_table(
     fits: Iterable[plan.Fit], without: Memory, checkpointed: Memory | None, *, batch: int, gpus: int, gib: float
 ) -> Table:
-    table = Table("ZeRO stage", "checkpointing", "weights", "gradients", "optimizer", f"activations of {batch}",
+    table = Table("ZeRO stage", "checkpointing", "weights", "gradients", "optimizer", "buffers", f"activations of {batch}",
                   f"needed (x {plan.MARGIN})", "largest batch",
                   title=f"GiB of each of {gpus} GPUs with {gib:g} GiB", title_justify="left")  # fmt: skip
     for fit in fits:
         held = checkpointed if fit.checkpointing and checkpointed else without
-        sizes = (fit.states.weights, fit.states.gradients, fit.states.optimizer, held.at(batch), fit.needed)
+        sizes = (*vars(fit.states).values(), held.at(batch), fit.needed)
         table.add_row(str(fit.stage), "yes" if fit.checkpointing else "no", *(f"{size / GIB:.2f}" for size in sizes),
                       str(fit.largest_batch))  # fmt: skip
     return table

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ _SAID_ELSEWHERE = {
 _ALLOWED = ("zero_optimization", "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "comms_logger",
             "wall_clock_breakdown", "memory_breakdown", "timers")  # fmt: skip
 _ZEROPP = ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
+_LARGEST_BUCKET = 500_000_000  # numbers: deepspeed's own bucket, whatever is trained
 _STAGE_3_ONLY = ("offload_param", "zero_hpz_partition_size", *_ZEROPP)
 
 
@@ -98,15 +99,26 @@ def check(config: Mapping[str, Any], training: Training, *, device: str, size: i
                           "set training.compile=false, or use stage 2.")  # fmt: skip
 
 
-def complete(config: Mapping[str, Any], training: Training, *, size: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets.
+def bucket_size(trained: int, largest: int) -> int:
+    """Numbers of a buffer in which gradients are sent, where a file does not say: a fourth of what is trained.
+
+    So gradients leave while the backward pass goes on, from a buffer that is small beside them; the largest tensor has room.
+    """
+    return min(max(largest, -(-trained // 4), 1), _LARGEST_BUCKET)
+
+
+def complete(config: Mapping[str, Any], training: Training, *, size: int, trained: Sequence[int]) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets. trained: how many numbers each trained tensor has.
 
     Weights, gradients and moments are float32; training.precision is autocast and loss scaling, as in the local engine. Stage 0
-    is clipped by us. Small weights are partitioned like large ones, so that every one is stored in one way.
+    is clipped by us. Small weights are partitioned like large ones, so that every one is stored in one way. Buffers of stages 1
+    to 3, and the weights that stage 3 holds at a time, are of `bucket_size` where the file does not name them.
     """
-    zero = {"stage": 0, **config.get("zero_optimization", {})}
+    bucket = bucket_size(sum(trained), max(trained))
+    zero = {"stage": 0, "reduce_bucket_size": bucket, **config.get("zero_optimization", {})}
     if zero["stage"] == 3:
-        zero.setdefault("stage3_param_persistence_threshold", 0)
+        held = dict.fromkeys(("stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance"), bucket)
+        zero = {"stage3_param_persistence_threshold": 0, **held, **zero}
     return {
         **config,
         "zero_optimization": zero,

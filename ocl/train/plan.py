@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ocl.train.cost import Memory, PartCost
+from ocl.train.deepspeed_config import bucket_size
 
 STAGES = (0, 1, 2, 3)
 MARGIN = 1.25  # workspaces, allocator and communication buffers; measured peaks on a CPU were 1.15 to 1.2 times the counted bytes
@@ -16,16 +17,18 @@ WIDTH = 4  # bytes of a weight, its gradient and each of its moments: float32 un
 class States:
     """Bytes of a GPU that do not depend on the batch.
 
-    weights: all of them, frozen ones too. optimizer: Adam's two moments.
+    weights: all of them, frozen ones too. optimizer: Adam's two moments, and the copy of its share of the trained weights that
+    DeepSpeed updates (stages 1 to 3). buffers: two in which gradients are sent; at stage 3 one, and weights that were fetched.
     """
 
     weights: float
     gradients: float
     optimizer: float
+    buffers: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.gradients + self.optimizer + self.buffers
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,15 @@ class Traffic:
         return self.compute / max(self.compute, self.seconds)
 
 
-def states(parameters: int, trained: int, *, stage: int, gpus: int) -> States:
+def states(parameters: int, trained: int, *, stage: int, gpus: int, largest: int = 0) -> States:
     """Of one of `gpus` GPUs. Stage 1 shares the optimizer among them, 2 the gradients too, 3 the trained weights too.
 
-    Frozen weights are whole in every process at every stage: DeepSpeed is given the trained modules alone.
+    Frozen weights are whole in every process at every stage: DeepSpeed is given the trained modules alone. largest: numbers in
+    the largest trained tensor. Buffers are those of the shipped files, whose `overlap_comm` takes two at stages 1 and 2.
     """
-    weights, gradients, moments = (WIDTH * trained / (gpus if stage >= least else 1) for least in (3, 2, 1))
-    return States(WIDTH * (parameters - trained) + weights, gradients, 2 * moments)
+    weights, gradients, share = (WIDTH * trained / (gpus if stage >= least else 1) for least in (3, 2, 1))
+    optimizer, buffers = (3 * share, 2 * WIDTH * bucket_size(trained, largest)) if stage else (2 * share, 0)
+    return States(WIDTH * (parameters - trained) + weights, gradients, optimizer, buffers)
 
 
 def fits(
@@ -77,13 +82,13 @@ def fits(
 ) -> list[Fit]:  # fmt: skip
     """Every stage, without and with activation checkpointing. memory: bytes of one GPU. cached: cacheable parts are not loaded."""
     parameters = sum(part.parameters for part in parts if not (cached and part.cacheable))
-    trained = sum(part.trained for part in parts)
+    trained, largest = sum(part.trained for part in parts), max(part.largest for part in parts)
     found = []
     for pass_memory, checkpointing in ((without, False), (checkpointed, True)):
         if pass_memory is None:
             continue
         for stage in STAGES if gpus > 1 else STAGES[:1]:
-            held = states(parameters, trained, stage=stage, gpus=gpus)
+            held = states(parameters, trained, stage=stage, gpus=gpus, largest=largest)
             room = memory / MARGIN - held.total - pass_memory.fixed
             largest = max(int(room / pass_memory.per_image), 0)
             found.append(Fit(stage, checkpointing, held, largest, MARGIN * (held.total + pass_memory.at(batch))))
