@@ -20,7 +20,7 @@ def row(path: Path, *more: str) -> list[str]:
     experiment = experiments.read(["--config", str(path), *more], prog="plan_table")
     model, side = experiment.model(device="meta"), image_size(experiment)
     parts, without, checkpointed = costs(experiment, model, side, None, cached=False)
-    options = fits(parts, without, checkpointed, gpus=1, memory=80 * GIB, batch=1, weights="full", cached=False)
+    options = fits(parts, without, checkpointed, gpus=1, memory=80 * GIB, batch=1, cached=False)
     total, cached = sum(part.total for part in parts), sum(part.total for part in parts if not part.cacheable)
     stored = sum(cache_bytes(model, (side, side)).values())
     return [

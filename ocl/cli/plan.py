@@ -34,8 +34,6 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--gpus", type=int, default=1, help="how many share the run")
     options.add_argument("--memory", type=float, default=80.0, help="GiB of one GPU")
     options.add_argument("--batch", type=int, help="images per GPU; default training.batch_size shared among the GPUs")
-    options.add_argument("--weights", choices=["full", "half"], default="full",
-                         help="float32 weights and moments, or 2-byte weights with a float32 copy in the optimizer")  # fmt: skip
     options.add_argument("--image_size", type=int, help="side of an image; default that of the data")
     options.add_argument("--images", type=int, help="how many a cache would hold; default those of the data, where it is here")
     options.add_argument("--tflops", type=float, default=400.0, help="10^12 operations per second that a GPU reaches in training")
@@ -52,16 +50,15 @@ def main(argv: Sequence[str]) -> int:
     model = experiment.model(device="meta")
 
     parts, without, checkpointed = costs(experiment, model, side, known.denoiser, cached=cached)
-    fits = plan.fits(parts, without, checkpointed, gpus=known.gpus, memory=known.memory * GIB, batch=batch,
-                     weights=known.weights, cached=cached)  # fmt: skip
+    fits = plan.fits(parts, without, checkpointed, gpus=known.gpus, memory=known.memory * GIB, batch=batch, cached=cached)
     best = plan.recommended(fits, batch=batch)
     console = Console()
     console = console if console.is_terminal else Console(width=132)
     console.print(_parts_table(parts, side))
     console.print(_fit_table(fits, without, checkpointed, batch=batch, gpus=known.gpus, gib=known.memory))
-    console.print(_traffic_table(parts, best, batch=batch, gpus=known.gpus, weights=known.weights, bandwidth=known.bandwidth * 1e9,
+    console.print(_traffic_table(parts, best, batch=batch, gpus=known.gpus, bandwidth=known.bandwidth * 1e9,
                                  rate=known.tflops * 1e12, cached=cached))  # fmt: skip
-    for line in [*_advice(best, batch=batch, gpus=known.gpus, gib=known.memory, weights=known.weights),
+    for line in [*_advice(best, batch=batch, gpus=known.gpus, gib=known.memory),
                  *_cache_lines(experiment, model, parts, side, known.images, cached=cached)]:  # fmt: skip
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
@@ -106,29 +103,27 @@ def _parts_table(parts: Sequence[PartCost], side: int) -> Table:
 def _fit_table(
     fits: Iterable[plan.Fit], without: Memory, checkpointed: Memory | None, *, batch: int, gpus: int, gib: float
 ) -> Table:
-    table = Table("ZeRO stage", "checkpointing", "weights", "gradients", "optimizer", f"activations of {batch}",
+    table = Table("ZeRO stage", "checkpointing", "weights", "gradients", "optimizer", "buffers", f"activations of {batch}",
                   f"needed (x {plan.MARGIN})", "largest batch",
                   title=f"GiB of each of {gpus} GPUs with {gib:g} GiB", title_justify="left")  # fmt: skip
     for fit in fits:
         held = checkpointed if fit.checkpointing and checkpointed else without
-        sizes = (fit.states.weights, fit.states.gradients, fit.states.optimizer, held.at(batch), fit.needed)
+        sizes = (*vars(fit.states).values(), held.at(batch), fit.needed)
         table.add_row(str(fit.stage), "yes" if fit.checkpointing else "no", *(f"{size / GIB:.2f}" for size in sizes),
                       str(fit.largest_batch))  # fmt: skip
     return table
 
 
 def _traffic_table(
-    parts: Sequence[PartCost], best: plan.Fit | None, *, batch: int, gpus: int, weights: plan.Weights, bandwidth: float,
-    rate: float, cached: bool,
-) -> Table:  # fmt: skip
+    parts: Sequence[PartCost], best: plan.Fit | None, *, batch: int, gpus: int, bandwidth: float, rate: float, cached: bool
+) -> Table:
     table = Table("GPUs", "images a step", "stage", "GiB sent per GPU", "ms to send", "ms to compute", "efficiency", "images/s",
                   title=f"A step of {batch} images per GPU at {bandwidth / 1e9:g} GB/s and {rate / 1e12:g} TFLOP/s; efficiency if "
                         "nothing, or all, is sent while computing", title_justify="left")  # fmt: skip
     stages = sorted({best.stage if best else 0, 3})
     for count in sorted({gpus, 8, 64, 512, 4096}):
         for stage in stages if count > 1 else [0]:
-            found = plan.traffic(parts, gpus=count, stage=stage, batch=batch, weights=weights, bandwidth=bandwidth, rate=rate,
-                                 cached=cached)  # fmt: skip
+            found = plan.traffic(parts, gpus=count, stage=stage, batch=batch, bandwidth=bandwidth, rate=rate, cached=cached)
             table.add_row(
                 str(count), str(count * batch), str(stage), f"{found.bytes / GIB:.3f}", f"{found.seconds * 1e3:.1f}",
                 f"{found.compute * 1e3:.0f}", f"{found.exposed:.1%} to {found.hidden:.1%}",
@@ -137,13 +132,13 @@ def _traffic_table(
     return table
 
 
-def _advice(best: plan.Fit | None, *, batch: int, gpus: int, gib: float, weights: plan.Weights) -> list[str]:
+def _advice(best: plan.Fit | None, *, batch: int, gpus: int, gib: float) -> list[str]:
     if best is None:
-        return [f"Nothing fits into {gpus} x {gib:g} GiB; use --weights half, smaller images, or larger GPUs."]
+        return [f"Nothing fits into {gpus} x {gib:g} GiB; use smaller images, or larger GPUs."]
     setting = "the local engine" if gpus == 1 else f"ZeRO stage {best.stage}"
     more = " with activation checkpointing" if best.checkpointing else ""
     if best.largest_batch >= batch:
-        return [f"Recommended: {setting}{more}, {weights} weights; {batch} images per GPU fit, up to {best.largest_batch}."]
+        return [f"Recommended: {setting}{more}; {batch} images per GPU fit, up to {best.largest_batch}."]
     passes = -(-batch // best.largest_batch)
     return [f"{batch} images per GPU do not fit. Recommended: {setting}{more}, {best.largest_batch} images per GPU and "
             f"training.accumulate {passes}."]  # fmt: skip

@@ -23,6 +23,7 @@ from ocl.train import Outcome, fit
 from ocl.train.checkpoint import fill, latest, load_model
 from ocl.train.files import replace_text
 from ocl.train.loop import check_losses
+from ocl.train.services import check_installed
 from ocl.train.staleness import check_state
 
 FREE_TO_CHANGE = frozenset(
@@ -52,20 +53,27 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train(experiment: Experiment, run: Path, *, resume: bool = False, on: str = "auto") -> Outcome:
-    """Train into `run`, scoring held-out images on the way. Raises CheckpointError where `run` belongs to another config."""
+    """Train into `run`, scoring held-out images on the way. Raises CheckpointError where `run` belongs to another config.
+
+    Raises ConfigError or MissingExtra before any weight is loaded where the options cannot work here.
+    """
     training, losses, setup = experiment.training, experiment.losses(), experiment.engine()
+    check_installed(training.track)
+    newest = latest(run) if resume else None
+    starts_from = training.start_from if newest is None else None
+    if starts_from is not None and not starts_from.is_file():
+        raise ConfigError(f"training.start_from={starts_from} is not a file; pass a model.safetensors of a checkpoint, or null.")
     place = setup.start(training, device(on))
     world = place.world
     check_losses(losses, training, world)
     data = world.together(experiment.data)
-    newest = latest(run) if resume else None
     with nullcontext() if newest is None else restoring():
         cache = world.together(lambda: open_cache(experiment, data))
         model = world.together(lambda: experiment.model(postpone=cache is not None))
     if cache is not None:
         world.together(partial(check_state, cache, model))
-    if training.start_from is not None and newest is None:
-        world.together(partial(fill, model, training.start_from, training.start_parts))
+    if starts_from is not None:
+        world.together(partial(fill, model, starts_from, training.start_parts))
     world.first(lambda: claim(run, experiment.text, resume=resume))
     if newest is not None and awaited(model):
         world.together(lambda: load_model(newest, model, ema=False))

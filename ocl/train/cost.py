@@ -35,7 +35,7 @@ class PartCost:
     """One part of a model. Operations are those of one image in one training step; frozen parts have no backward.
 
     contrast: operations for slots of other images, after what they share with the image's own. cacheable: gives the same at
-    every step, so that `ocl cache` saves it.
+    every step, so that `ocl cache` saves it. largest: numbers in the largest trained tensor.
     """
 
     name: str
@@ -46,6 +46,7 @@ class PartCost:
     contrast: float = 0.0
     contrast_backward: float = 0.0
     cacheable: bool = False
+    largest: int = 0
 
     @property
     def total(self) -> float:
@@ -89,17 +90,16 @@ def part_costs(model: SlotAutoencoder, image_size: tuple[int, int], *, contrast:
         own = _decoded(decoder, slots, batch, contrast=False)
         both = _decoded(decoder, slots, batch, contrast=True) if contrast else own
     rows = [
-        PartCost("encoder", _count(model.encoder), _trained(model.encoder), encoder_forward, encoder_backward, cacheable=is_frozen),
-        PartCost("slots", _count(model.init) + _count(model.slot_module), _trained(model.init) + _trained(model.slot_module),
-                 slots_forward, slots_backward),
-    ]  # fmt: skip
+        _cost("encoder", model.encoder, encoder_forward, encoder_backward, cacheable=is_frozen),
+        _cost("slots", nn.ModuleList([model.init, model.slot_module]), slots_forward, slots_backward),
+    ]
     name: str = "decoder"
     rest: nn.Module = decoder
     if isinstance(decoder, LatentDiffusion):
-        rows.append(PartCost("autoencoder", _count(decoder.autoencoder), 0, moments_forward, cacheable=True))
+        rows.append(_cost("autoencoder", decoder.autoencoder, moments_forward, cacheable=True))
         name, rest = "denoiser", nn.ModuleList([decoder.denoiser, decoder.conditioner])
     more = (both[0] - own[0], both[1] - own[1])
-    return [*rows, PartCost(name, _count(rest), _trained(rest), *own, *more)]
+    return [*rows, _cost(name, rest, *own, *more)]
 
 
 def memory(
@@ -207,8 +207,10 @@ def _backward_of(loss: Tensor) -> float:
     return _counted(loss.backward)[0] if loss.requires_grad else 0.0
 
 
-def _count(part: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in part.parameters())
+def _cost(name: str, part: nn.Module, *operations: float, cacheable: bool = False) -> PartCost:
+    parameters = sum(parameter.numel() for parameter in part.parameters())
+    largest = max((parameter.numel() for parameter in part.parameters() if parameter.requires_grad), default=0)
+    return PartCost(name, parameters, _trained(part), *operations, cacheable=cacheable, largest=largest)
 
 
 def _trained(part: nn.Module) -> int:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ocl.errors import ConfigError
+from ocl.train import deepspeed_schema
 from ocl.train.options import Training
 
 _SAID_ELSEWHERE = {
@@ -34,14 +35,16 @@ _SAID_ELSEWHERE = {
     "compression_training": "nothing: it changes the experiment",
     "seed": "training.seed",
 }
-_ALLOWED = ("zero_optimization", "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "comms_logger",
-            "wall_clock_breakdown", "memory_breakdown", "timers")  # fmt: skip
 _ZEROPP = ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
+_LARGEST_BUCKET = 500_000_000  # numbers: deepspeed's own bucket, whatever is trained
 _STAGE_3_ONLY = ("offload_param", "zero_hpz_partition_size", *_ZEROPP)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a JSON file. Raises ConfigError where it cannot be read or says something that it must not say."""
+    """The content of a JSON file. Raises ConfigError where it cannot be read or says something that it must not say.
+
+    Every key and the kind of every value is checked, without deepspeed.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -53,41 +56,30 @@ def read(path: Path) -> dict[str, Any]:
     for key in content:
         if key in _SAID_ELSEWHERE:
             raise ConfigError(f"{path}: {key} belongs to the experiment, not to the engine; set {_SAID_ELSEWHERE[key]}.")
-        if key not in _ALLOWED:
-            raise ConfigError(f"{path}: unknown key {key}; known are {', '.join(_ALLOWED)}.")
+    deepspeed_schema.check_keys(content, str(path))
     return content
 
 
 def check(config: Mapping[str, Any], training: Training, *, device: str, size: int, name: str) -> None:
-    """Raises ConfigError where a configuration cannot run: combinations, hardware, or a batch that cannot be divided.
+    """Raises ConfigError where a configuration that `read` took cannot run: combinations, hardware, a batch that cannot be divided.
 
     device: "cpu" or "cuda". size: number of processes. name: the file, for messages.
     """
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise ConfigError(f"{name}: zero_optimization.stage must be 0, 1, 2 or 3, got {stage!r}.")
-    if training.batch_size % size:
-        raise ConfigError(
-            f"training.batch_size={training.batch_size} cannot be divided among {size} processes; choose a multiple of {size} "
-            f"(an update sees batch_size x accumulate = {training.batch_size * training.accumulate} images)."
-        )
+    check_batch(training, size)
     for key in _STAGE_3_ONLY:
         if _is_on(zero.get(key)) and stage != 3 and not (key == "zero_quantized_gradients" and stage == 2):
             raise ConfigError(f"{name}: {key} needs zero_optimization.stage 3, got stage {stage}.")
     if _is_on(zero.get("offload_optimizer")) and stage == 0:
         raise ConfigError(f"{name}: offload_optimizer needs zero_optimization.stage 1, 2 or 3, got stage 0.")
-    for key in ("offload_optimizer", "offload_param"):
-        where = (zero.get(key) or {}).get("device", "none")
-        if where not in ("none", "cpu"):
-            raise ConfigError(f"{name}: {key}.device must be cpu or none, got {where}; trained weights fit there.")
     for key in _ZEROPP:
         if zero.get(key) and device != "cuda":
             raise ConfigError(f"{name}: {key} (ZeRO++) needs CUDA devices and deepspeed's compiled quantizer; leave it out here.")
         if zero.get(key) and training.precision == "fp32":
             raise ConfigError(f"{name}: {key} (ZeRO++) rounds what is sent, which fp32 forbids; set training.precision=bf16.")
     group = zero.get("zero_hpz_partition_size", 1)
-    if not isinstance(group, int) or group < 1 or size % group:
+    if size % group:
         raise ConfigError(f"{name}: zero_hpz_partition_size must divide the number of processes, {size}, got {group}.")
     wanted = config.get("communication_data_type")
     if wanted is not None and wanted not in ("fp32", training.precision):
@@ -98,15 +90,35 @@ def check(config: Mapping[str, Any], training: Training, *, device: str, size: i
                           "set training.compile=false, or use stage 2.")  # fmt: skip
 
 
-def complete(config: Mapping[str, Any], training: Training, *, size: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets.
+def check_batch(training: Training, size: int) -> None:
+    """Raises ConfigError where a batch cannot be divided among `size` processes."""
+    if training.batch_size % size:
+        raise ConfigError(
+            f"training.batch_size={training.batch_size} cannot be divided among {size} processes; choose a multiple of {size} "
+            f"(an update sees batch_size x accumulate = {training.batch_size * training.accumulate} images)."
+        )
+
+
+def bucket_size(trained: int, largest: int) -> int:
+    """Numbers of a buffer in which gradients are sent, where a file does not say: a fourth of what is trained.
+
+    So gradients leave while the backward pass goes on, from a buffer that is small beside them; the largest tensor has room.
+    """
+    return min(max(largest, -(-trained // 4), 1), _LARGEST_BUCKET)
+
+
+def complete(config: Mapping[str, Any], training: Training, *, size: int, trained: Sequence[int]) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets. trained: how many numbers each trained tensor has.
 
     Weights, gradients and moments are float32; training.precision is autocast and loss scaling, as in the local engine. Stage 0
-    is clipped by us. Small weights are partitioned like large ones, so that every one is stored in one way.
+    is clipped by us. Small weights are partitioned like large ones, so that every one is stored in one way. Buffers of stages 1
+    to 3, and the weights that stage 3 holds at a time, are of `bucket_size` where the file does not name them.
     """
-    zero = {"stage": 0, **config.get("zero_optimization", {})}
+    bucket = bucket_size(sum(trained), max(trained))
+    zero = {"stage": 0, "reduce_bucket_size": bucket, **config.get("zero_optimization", {})}
     if zero["stage"] == 3:
-        zero.setdefault("stage3_param_persistence_threshold", 0)
+        held = dict.fromkeys(("stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance"), bucket)
+        zero = {"stage3_param_persistence_threshold": 0, **held, **zero}
     return {
         **config,
         "zero_optimization": zero,

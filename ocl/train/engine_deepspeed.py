@@ -57,7 +57,8 @@ class DeepSpeedEngine(Engine):
         if training.channels_last:
             _to_channels_last(model, self._trained)
         self._plain.train()
-        settings = deepspeed_config.complete(config, training, size=world.size)
+        numbers = [value.numel() for value in self._trained.values()]
+        settings = deepspeed_config.complete(config, training, size=world.size, trained=numbers)
         self._stage: int = settings["zero_optimization"]["stage"]
         deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
         self._units = Units(model, compiled(model, training.compile), self.autocast)

@@ -44,8 +44,8 @@ def joint_cost(model: nn.Module, image_size: tuple[int, int], *, num_tokens: int
     to_weights = sum(2.0 * parameter.numel() * num_tokens for parameter in trained if parameter.ndim == 2)
     other = (counted[0], counted[1] - to_weights) if contrast else (0.0, 0.0)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    count = sum(parameter.numel() for parameter in trained)
-    return PartCost("denoiser", parameters, count, counted[0], counted[1], other[0], other[1])
+    sizes = [parameter.numel() for parameter in trained]
+    return PartCost("denoiser", parameters, sum(sizes), counted[0], counted[1], other[0], other[1], largest=max(sizes))
 
 
 def joint_memory(model: nn.Module, image_size: tuple[int, int], *, num_tokens: int, contrast: bool, precision: Precision) -> Memory:

@@ -83,7 +83,7 @@ def fit(
         meter.restart()
         stopping = False
         while step < training.steps and not stopping:
-            with flops.counting(), trace.update():
+            with flops.counting(tuple(_asked(losses, step).values())), trace.update():
                 output, consumed = _update(engine, losses, stream, training, step, samples, meter)
             step, samples = step + 1, samples + consumed
             display.step(step)

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from ocl.train.cost import Memory, PartCost
+from ocl.train.deepspeed_config import bucket_size
 
 STAGES = (0, 1, 2, 3)
 MARGIN = 1.25  # workspaces, allocator and communication buffers; measured peaks on a CPU were 1.15 to 1.2 times the counted bytes
-
-Weights = Literal["full", "half"]
+WIDTH = 4  # bytes of a weight, its gradient and each of its moments: float32 under every engine and precision
 
 
 @dataclass(frozen=True)
 class States:
     """Bytes of a GPU that do not depend on the batch.
 
-    weights: all of them, frozen ones too. optimizer: Adam's two moments, and a float32 copy of the trained weights where
-    these are in half precision.
+    weights: all of them, frozen ones too. optimizer: Adam's two moments, and the copy of its share of the trained weights that
+    DeepSpeed updates (stages 1 to 3). buffers: two in which gradients are sent; at stage 3 one, and weights that were fetched.
     """
 
     weights: float
     gradients: float
     optimizer: float
+    buffers: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.gradients + self.optimizer + self.buffers
 
 
 @dataclass(frozen=True)
@@ -65,30 +65,30 @@ class Traffic:
         return self.compute / max(self.compute, self.seconds)
 
 
-def states(parameters: int, trained: int, *, stage: int, gpus: int, weights: Weights = "full") -> States:
-    """Of one of `gpus` GPUs. Stage 1 shares the optimizer among them, 2 the gradients too, 3 the weights too.
+def states(parameters: int, trained: int, *, stage: int, gpus: int, largest: int = 0) -> States:
+    """Of one of `gpus` GPUs. Stage 1 shares the optimizer among them, 2 the gradients too, 3 the trained weights too.
 
-    full: weights, gradients and moments in float32 (autocast or fp32). half: weights and gradients of 2 bytes and 12 bytes of
-    optimizer for each trained one, as DeepSpeed's own bf16 and fp16 modes keep them.
+    Frozen weights are whole in every process at every stage: DeepSpeed is given the trained modules alone. largest: numbers in
+    the largest trained tensor. Buffers are those of the shipped files, whose `overlap_comm` takes two at stages 1 and 2.
     """
-    width, state = (4, 8) if weights == "full" else (2, 12)
-    share = [1 / gpus if stage >= least else 1.0 for least in (3, 2, 1)]
-    return States(width * parameters * share[0], width * trained * share[1], state * trained * share[2])
+    weights, gradients, share = (WIDTH * trained / (gpus if stage >= least else 1) for least in (3, 2, 1))
+    optimizer, buffers = (3 * share, 2 * WIDTH * bucket_size(trained, largest)) if stage else (2 * share, 0)
+    return States(WIDTH * (parameters - trained) + weights, gradients, optimizer, buffers)
 
 
 def fits(
     parts: Sequence[PartCost], without: Memory, checkpointed: Memory | None, *,
-    gpus: int, memory: float, batch: int, weights: Weights, cached: bool,
+    gpus: int, memory: float, batch: int, cached: bool,
 ) -> list[Fit]:  # fmt: skip
     """Every stage, without and with activation checkpointing. memory: bytes of one GPU. cached: cacheable parts are not loaded."""
     parameters = sum(part.parameters for part in parts if not (cached and part.cacheable))
-    trained = sum(part.trained for part in parts)
+    trained, largest = sum(part.trained for part in parts), max(part.largest for part in parts)
     found = []
     for pass_memory, checkpointing in ((without, False), (checkpointed, True)):
         if pass_memory is None:
             continue
         for stage in STAGES if gpus > 1 else STAGES[:1]:
-            held = states(parameters, trained, stage=stage, gpus=gpus, weights=weights)
+            held = states(parameters, trained, stage=stage, gpus=gpus, largest=largest)
             room = memory / MARGIN - held.total - pass_memory.fixed
             largest = max(int(room / pass_memory.per_image), 0)
             found.append(Fit(stage, checkpointing, held, largest, MARGIN * (held.total + pass_memory.at(batch))))
@@ -105,17 +105,16 @@ def recommended(options: Sequence[Fit], *, batch: int) -> Fit | None:
 
 
 def traffic(
-    parts: Sequence[PartCost], *, gpus: int, stage: int, batch: int, weights: Weights, bandwidth: float, rate: float, cached: bool
+    parts: Sequence[PartCost], *, gpus: int, stage: int, batch: int, bandwidth: float, rate: float, cached: bool
 ) -> Traffic:
     """Of one update. bandwidth: bytes per second of one GPU through the slowest link; rate: operations per second it reaches.
 
     Rings move (n - 1) / n of a tensor to reduce and scatter it, and as much to gather it. Stages 0 to 2 do both with the trained
-    parameters; stage 3 gathers all weights in the forward and the backward pass and scatters the gradients.
+    parameters; stage 3 gathers them in the forward and in the backward pass, and scatters the gradients. Frozen parameters
+    are whole everywhere and are never sent.
     """
-    width = 4 if weights == "full" else 2
-    parameters = sum(part.parameters for part in parts if not (cached and part.cacheable))
     trained = sum(part.trained for part in parts)
     ring = (gpus - 1) / gpus
-    moved = ring * width * (2 * trained if stage < 3 else 2 * parameters + trained)
+    moved = ring * WIDTH * trained * (2 if stage < 3 else 3)
     compute = batch * sum(part.total for part in parts if not (cached and part.cacheable)) / rate
     return Traffic(gpus, stage, moved, moved / bandwidth, compute)

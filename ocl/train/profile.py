@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ocl.train.meter import Summary
 from ocl.train.world import World
@@ -18,35 +19,57 @@ _WARMUP = 2  # updates before a trace: the first ones compile, allocate and fill
 
 @final
 class Flops:
-    """Counts the operations of the first update, and from then on tells which share of the device's peak is used.
+    """Counts the operations of the first update of every kind, and tells from them which share of the device's peak is used.
 
     Counted are products of matrices, convolutions and attention, forward and backward, as torch names them; operators of our
-    own are not. peak_tflops: what one device can do; None counts nothing.
+    own are not, nor what activation checkpointing computes for the second time: it takes time and brings nothing.
+    peak_tflops: what one device can do; None counts nothing.
     """
 
     def __init__(self, peak_tflops: float | None, world: World) -> None:
         self._peak, self._world = peak_tflops, world
-        self._per_update, self._updates = 0, 0
+        self._known: dict[Hashable, int] = {}
+        self._done = 0
 
     @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Around every update."""
-        self._updates += 1
-        if self._peak is None or self._per_update:
+    def counting(self, kind: Hashable = None) -> Iterator[None]:
+        """Around every update. kind: updates of one kind do the same operations, such as those before the end of a warm-up."""
+        if self._peak is None:
             yield
             return
-        counter = FlopCounterMode(display=False)
-        with counter:
+        if kind not in self._known:
+            counter = useful_flops()
+            with counter:
+                yield
+            self._known[kind] = counter.get_total_flops()
+        else:
             yield
-        self._per_update = counter.get_total_flops()
+        self._done += self._known[kind]
 
     def rates(self, summary: Summary) -> dict[str, float]:
         """TFLOP/s of one process since the last call, and its share of the peak (MFU)."""
-        updates, self._updates = self._updates, 0
+        done, self._done = self._done, 0
         if self._peak is None:
             return {}
-        rate = self._per_update * updates / summary.seconds / 1e12
+        rate = done / summary.seconds / 1e12
         return {"tflops": rate, "mfu": rate / self._peak}
+
+
+def useful_flops() -> FlopCounterMode:
+    """torch's counter, which leaves out what a backward pass computes again because of activation checkpointing."""
+    formulas = {operation: _unless_recomputed(formula) for operation, formula in flop_registry.items()}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def _unless_recomputed(formula: Callable[..., int]) -> Callable[..., int]:
+    @wraps(formula)
+    def counted(*args: Any, **options: Any) -> int:
+        # within a backward pass gradients are on only where a forward pass is run again
+        recomputed = torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
+        return 0 if recomputed else formula(*args, **options)
+
+    counted._get_raw = True  # type: ignore[attr-defined]  (the formulas take tensors or shapes already)
+    return counted
 
 
 @final

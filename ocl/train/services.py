@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import final
 
 from ocl.errors import MissingExtra
 from ocl.train.files import replace_text
 from ocl.train.options import Tracker
+
+
+def check_installed(track: Iterable[Tracker]) -> None:
+    """Raises MissingExtra where a service that a run reports to is not installed. Imports none."""
+    for name in track:
+        if find_spec(name) is None:
+            raise MissingExtra(f"training.track=[{name}]", name, name)
 
 
 class Service(ABC):

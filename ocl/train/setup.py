@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import nn
 
-from ocl.errors import ConfigError
+from ocl.errors import ConfigError, MissingExtra
 from ocl.train import deepspeed_config
 from ocl.train.engine import Engine, LocalEngine
 from ocl.train.launch import read_launcher, start
@@ -76,6 +77,8 @@ class DeepSpeed(EngineSetup):
         content, launch = self._content(), read_launcher()
         kind, name = device.type, str(self.config or "engine DeepSpeed")
         deepspeed_config.check(content, training, device=kind, size=launch.size, name=name)
+        if find_spec("deepspeed") is None:
+            raise MissingExtra("runs on several processes", "deepspeed", "deepspeed")
         if kind == "cuda":
             if launch.local_rank >= torch.cuda.device_count():
                 raise ConfigError(

@@ -35,7 +35,7 @@ def test_it_names_parts_stages_traffic_and_a_recommendation(config, capsys):
     for part in ("encoder (cacheable)", "autoencoder (cacheable)", "slots", "denoiser", "total from a cache"):
         assert part in out
     assert re.search(r"activations of 2\b", out) and "4096" in out
-    assert "Recommended: ZeRO stage 0, full weights; 2 images per GPU fit" in out
+    assert "Recommended: ZeRO stage 0; 2 images per GPU fit" in out
     assert re.search(r"Cache: features [\d.]+ MiB, latents [\d.]+ MiB an image in fp16, [\d.]+ GiB for 1000 images", out)
 
 

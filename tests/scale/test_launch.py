@@ -10,7 +10,7 @@ import pytest
 
 from ocl.cli.main import main
 from ocl.errors import ConfigError
-from ocl.train import DeepSpeed, Local, Training, deepspeed_config
+from ocl.train import DeepSpeed, Local, Training, deepspeed_config, deepspeed_schema
 from ocl.train.launch import Launch, read_launcher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,12 +63,10 @@ def check(zero=None, *, device="cpu", size=2, more=None, **training):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(zero={"stage": 4}), "stage must be 0, 1, 2 or 3, got 4"),
         (dict(batch_size=5), "training.batch_size=5 cannot be divided among 2 processes; choose a multiple of 2"),
         (dict(batch_size=6, size=4, accumulate=2), r"batch_size x accumulate = 12 images"),
         (dict(zero={"stage": 2, "offload_param": {"device": "cpu"}}), "offload_param needs zero_optimization.stage 3, got stage 2"),
         (dict(zero={"stage": 0, "offload_optimizer": {"device": "cpu"}}), "offload_optimizer needs zero_optimization.stage 1"),
-        (dict(zero={"stage": 3, "offload_param": {"device": "nvme"}}), "offload_param.device must be cpu or none, got nvme"),
         (dict(zero={"stage": 3, "zero_quantized_weights": True}, precision="bf16"), r"\(ZeRO\+\+\) needs CUDA devices"),
         (dict(zero={"stage": 3, "zero_quantized_weights": True}, device="cuda"), "which fp32 forbids"),
         (dict(zero={"stage": 1, "zero_quantized_weights": True}, device="cuda", precision="bf16"), "needs zero_optimiz.* 3"),
@@ -83,6 +81,22 @@ def test_combinations_that_cannot_work_are_refused(given, message):
         check(**given)
 
 
+IN_ZERO = [
+    ('"stage": 4', "stage must be 0, 1, 2 or 3, got 4"),
+    ('"stage": true', "stage must be 0, 1, 2 or 3, got True"),
+    ('"typo": 1', "typo is not offered; leave it out, or use one of stage, overlap_comm"),
+    ('"mics_shard_size": 2', "mics_shard_size is not offered"),
+    ('"zenflow": {}', "zenflow is not offered"),
+    ('"overlap_comm": "perhaps"', "overlap_comm must be true or false, got 'perhaps'; correct it, or leave it out"),
+    ('"reduce_bucket_size": -1', "reduce_bucket_size must be a whole number of 1 or more, got -1"),
+    ('"reduce_bucket_size": "auto"', "reduce_bucket_size must be a whole number of 1 or more, got 'auto'"),
+    ('"zero_hpz_partition_size": 1.5', "zero_hpz_partition_size must be a whole number of 1 or more, got 1.5"),
+    ('"offload_optimizer": true', "offload_optimizer must hold keys and values, got True"),
+    ('"offload_param": {"device": "nvme"}', "offload_param.device must be cpu or none; trained weights fit there, got 'nvme'"),
+    ('"offload_param": {"pin_memory": "yes"}', "offload_param.pin_memory must be true or false, got 'yes'"),
+]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -90,7 +104,15 @@ def test_combinations_that_cannot_work_are_refused(given, message):
         ('{"bf16": {"enabled": true}}', "set training.precision=bf16"),
         ('{"optimizer": {"type": "Adam"}}', "set training.optimizer"),
         ('{"activation_checkpointing": {}}', "checkpointing=true of the denoiser"),
-        ('{"zero_optimisation": {}}', "unknown key zero_optimisation; known are zero_optimization"),
+        ('{"zero_optimisation": {}}', r"my\.json: zero_optimisation is not offered; leave it out, or use one of zero_optimization"),
+        ('{"zero_optimization": 2}', r"my\.json: zero_optimization must hold keys and values, got 2"),
+        ('{"zero_optimization": null}', "zero_optimization must hold keys and values, got None"),
+        ('{"comms_logger": 5}', "comms_logger must hold keys and values, got 5"),
+        ('{"comms_logger": {"prof_ops": "all"}}', "comms_logger.prof_ops must be a list of names, got 'all'"),
+        ('{"timers": {"throughput": {"enabled": 1}}}', "timers.throughput.enabled must be true or false, got 1"),
+        ('{"gradient_predivide_factor": 0}', "gradient_predivide_factor must be a positive number, got 0"),
+        ('{"communication_data_type": "int8"}', "communication_data_type must be fp32, fp16 or bf16, got 'int8'"),
+        *((f'{{"zero_optimization": {{"stage": 3, {text}}}}}', f"zero_optimization.{message}") for text, message in IN_ZERO),
         ("[]", "must hold keys and values, got list"),
         ("{", "is not JSON"),
     ],
@@ -102,6 +124,19 @@ def test_files_that_say_what_they_must_not_are_refused(tmp_path, text, message):
         deepspeed_config.read(path)
 
 
+def test_sizes_may_be_written_as_json_writers_write_them(tmp_path):
+    path = tmp_path / "my.json"
+    path.write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}, "timers": {"throughput": {"enabled": false}}}')
+    assert deepspeed_config.read(path)["zero_optimization"]["reduce_bucket_size"] == 500_000_000
+
+
+def test_every_offered_option_is_one_that_deepspeed_takes(needs_deepspeed):
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
+    assert known >= deepspeed_schema.ZERO.keys()
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.json cannot be read: No such file"):
         deepspeed_config.read(tmp_path / "none.json")
@@ -111,6 +146,19 @@ def test_a_missing_file_is_named(tmp_path):
 def test_every_shipped_file_fits_the_hardware_it_is_for(path):
     device = "cuda" if "quantised" in path.stem else "cpu"
     deepspeed_config.check(deepspeed_config.read(path), Training(precision="bf16"), device=device, size=8, name=path.name)
+
+
+@pytest.mark.parametrize(
+    ("trained", "bucket"), [([100, 20, 30, 250], 250), ([10] * 40, 100), ([10**9] * 8, 500_000_000), ([1], 1)]
+)
+def test_buffers_are_no_larger_than_what_is_trained_needs(trained, bucket):
+    def completed(zero):
+        return deepspeed_config.complete({"zero_optimization": zero}, Training(), size=1, trained=trained)["zero_optimization"]
+
+    assert completed({"stage": 2})["reduce_bucket_size"] == bucket
+    assert completed({"stage": 2, "reduce_bucket_size": 7})["reduce_bucket_size"] == 7
+    assert completed({"stage": 3})["stage3_prefetch_bucket_size"] == completed({"stage": 3})["stage3_max_live_parameters"] == bucket
+    assert completed({"stage": 3, "stage3_max_live_parameters": 7})["stage3_max_live_parameters"] == 7
 
 
 def test_the_docs_explain_every_shipped_file():
@@ -161,6 +209,31 @@ def test_a_combination_that_cannot_work(ocl_train, tmp_path):
     assert "zero.json: offload_param needs" in ocl_train("--engine", "DeepSpeed", "--engine.config", str(path), **TORCHRUN)
 
 
+@pytest.mark.parametrize("zero", [2, None, {"offload_optimizer": True}, {"stage": 2, "overlap_comm": "perhaps"}])
+def test_a_file_of_the_wrong_kind(ocl_train, tmp_path, zero):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    found = ocl_train("--engine", "DeepSpeed", "--engine.config", str(path), **TORCHRUN)
+    assert f"ConfigError: {path}: zero_optimization" in found
+
+
+def test_deepspeed_that_is_not_installed(ocl_train, monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    assert 'need deepspeed; run: pip install "ocl[deepspeed]"' in ocl_train("--engine", "DeepSpeed", **TORCHRUN)
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_service_that_is_not_installed(ocl_train, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    found = ocl_train("--training.track", f"[{name}]")
+    assert f'training.track=[{name}] need {name}; run: pip install "ocl[{name}]"' in found
+
+
+def test_weights_to_start_from_that_are_not_there(ocl_train):
+    found = ocl_train("--training.start_from", "runs/none/model.safetensors")
+    assert "ConfigError: training.start_from=runs/none/model.safetensors is not a file; " in found
+
+
 def test_an_engine_option_that_does_not_exist(ocl_train):
     assert "ConfigError" in ocl_train("--engine", "DeepSpeed", "--engine.stage", "2")
 
@@ -183,7 +256,7 @@ assert main([*words, "--engine.timeout", "1"]) == 2
 """
 
 
-def test_a_port_in_use_and_a_process_that_never_comes(tmp_path):
+def test_a_port_in_use_and_a_process_that_never_comes(needs_deepspeed, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(NOWHERE.replace("BATCH", "4").replace("PAIRING", "halves"))
     command = [sys.executable, "-c", SCRIPT, str(path), str(tmp_path / "run")]

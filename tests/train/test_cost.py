@@ -52,14 +52,27 @@ def test_a_step_at_512_pixels_is_a_third_cheaper_from_a_cache():
     assert total / sum(part.total for part in parts if not part.cacheable) == pytest.approx(1.40, abs=0.01)
 
 
-@pytest.mark.parametrize(("model", "expected"), [(XL, (11.1, 6.6, 5.9, 1.4)), ("sd3-medium", (5.7, 4.5, 4.3, 0.7))])
-def test_memory_of_states_on_eight_gpus_is_that_computed_elsewhere(model, expected):
+# Millions of (frozen, trained) parameters on paper. Frozen: the denoiser but its projections (of SDXL 443, of SD3 24 x 2 x 1536 x
+# 1537 = 113), DINOv2 base 87 and the autoencoder 84. Trained: the projections of the denoiser and 8 of the slots.
+ON_PAPER = {XL: (2567 - 443 + 87 + 84, 443 + 8), "sd3-medium": (2028 - 113 + 87 + 84, 113 + 8)}
+
+
+@pytest.mark.parametrize("model", ON_PAPER)
+def test_memory_of_states_on_eight_gpus_is_that_computed_on_paper(model):
+    """In float32, of which ZeRO divides what is trained: the engine keeps frozen weights whole in every process.
+
+    From stage 1 on a copy of the own share of the weights is updated, and two buffers hold a fourth of what is trained.
+    Totals of models that are trained as a whole, such as those of DeepSpeed's estimator, are much lower at stage 3.
+    """
     parts = part_costs(on_meta(**({"weights": model} if model == XL else {})), (64, 64), contrast=False)
     if model != XL:
         parts[-1] = joint.joint_cost(joint.joint_denoiser(model), (64, 64), num_tokens=83, contrast=False)
     counts = [sum(getattr(part, name) for part in parts) for name in ("parameters", "trained")]
-    found = [plan.states(*counts, stage=stage, gpus=8, weights="half").total / GIB for stage in plan.STAGES]
-    assert found == pytest.approx(list(expected), abs=0.1)
+    frozen, trained = (4e6 * millions for millions in ON_PAPER[model])  # bytes
+    shares = [4, 2 + 3 / 8 + 2 / 4, 1 + 4 / 8 + 2 / 4, 5 / 8 + 2 / 4]
+    expected = [frozen + share * trained for share in shares]
+    found = [plan.states(*counts, stage=stage, gpus=8, largest=max(part.largest for part in parts)).total for stage in plan.STAGES]
+    assert found == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(("model", "millions", "gflop"), [(XL, 2567, (1594, 6769)), ("sd3-medium", 2028, (1686, 8257))])
@@ -189,40 +202,41 @@ def test_counting_leaves_a_model_as_it_was(tiny_pipeline):
 PARTS = [PartCost("encoder", 100, 0, 10.0, cacheable=True), PartCost("denoiser", 1000, 60, 40.0, 50.0)]
 
 
-def test_each_stage_shares_one_more_thing():
+def test_each_stage_shares_one_more_thing_of_what_is_trained():
     totals = [plan.states(1100, 60, stage=stage, gpus=4) for stage in plan.STAGES]
-    assert [(each.weights, each.gradients, each.optimizer) for each in totals] == [
-        (4400, 240, 480), (4400, 240, 120), (4400, 60, 120), (1100, 60, 120),
+    assert [(each.weights, each.gradients, each.optimizer, each.buffers) for each in totals] == [
+        (4400, 240, 480, 0), (4400, 240, 180, 120), (4400, 60, 180, 120), (4 * 1040 + 60, 60, 180, 120),
     ]  # fmt: skip
+    assert plan.states(1100, 60, stage=2, gpus=4, largest=40).buffers == 2 * 4 * 40
 
 
 def test_the_largest_batch_fits_and_one_more_does_not():
     pass_memory = Memory(fixed=100, per_image=50, saved=40)
-    (fit,) = plan.fits(PARTS, pass_memory, None, gpus=1, memory=10_000, batch=3, weights="full", cached=False)
+    (fit,) = plan.fits(PARTS, pass_memory, None, gpus=1, memory=10_000, batch=3, cached=False)
     needs = [plan.MARGIN * (fit.states.total + pass_memory.at(size)) for size in (fit.largest_batch, fit.largest_batch + 1)]
     assert needs[0] <= 10_000 < needs[1]
     assert fit.needed == plan.MARGIN * (fit.states.total + 250)
 
 
 def test_checkpointing_is_recommended_only_where_no_stage_does_without():
-    large, small_passes = Memory(0, 1000, 0), Memory(0, 100, 0)
+    large, small_passes, parts = Memory(0, 1000, 0), Memory(0, 100, 0), [PartCost("denoiser", 1100, 1000)]
 
     def chosen(memory_bytes, batch):
-        options = {"gpus": 4, "memory": memory_bytes, "batch": batch, "weights": "full", "cached": False}
-        return plan.recommended(plan.fits(PARTS, large, small_passes, **options), batch=batch)
+        options = {"gpus": 4, "memory": memory_bytes, "batch": batch, "cached": False}
+        return plan.recommended(plan.fits(parts, large, small_passes, **options), batch=batch)
 
-    assert (chosen(20_000, 4).stage, chosen(20_000, 4).checkpointing) == (0, False)
-    assert (chosen(7_000, 4).stage, chosen(7_000, 4).checkpointing) == (3, False)
-    assert chosen(7_000, 20).checkpointing
+    assert (chosen(26_000, 4).stage, chosen(26_000, 4).checkpointing) == (0, False)
+    assert (chosen(14_000, 4).stage, chosen(14_000, 4).checkpointing) == (3, False)
+    assert chosen(14_000, 20).checkpointing
     assert chosen(100, 1) is None
 
 
 def test_traffic_grows_to_a_limit_and_is_more_where_weights_are_shared():
     def sent(gpus, stage):
-        return plan.traffic(PARTS, gpus=gpus, stage=stage, batch=2, weights="half", bandwidth=10, rate=10, cached=False)
+        return plan.traffic(PARTS, gpus=gpus, stage=stage, batch=2, bandwidth=10, rate=10, cached=False)
 
     assert sent(1, 0).bytes == 0
-    assert sent(2, 0).bytes == 0.5 * 2 * 2 * 60 and sent(2, 3).bytes == 0.5 * 2 * (2 * 1100 + 60)
-    assert sent(4096, 0).bytes < 2 * 2 * 60 < sent(4096, 0).bytes * 1.001
+    assert sent(2, 0).bytes == 0.5 * 4 * 2 * 60 and sent(2, 3).bytes == 0.5 * 4 * 3 * 60
+    assert sent(4096, 0).bytes < 4 * 2 * 60 < sent(4096, 0).bytes * 1.001
     found = sent(2, 0)
-    assert found.compute == 2 * 100 / 10 and found.seconds == 12 and found.exposed == 20 / 32 and found.hidden == 1
+    assert found.compute == 2 * 100 / 10 and found.seconds == 24 and found.exposed == 20 / 44 and found.hidden == 20 / 24

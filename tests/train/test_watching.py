@@ -1,16 +1,25 @@
 """What a run tells beyond its losses: traces, operations per second, services; and checkpoints written beside the training."""
 
 import importlib.util
+import itertools
 import json
 
 import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
 
+from ocl.encoders import CNN
 from ocl.errors import ConfigError, MissingExtra
-from ocl.train import Training
+from ocl.losses import ContrastiveAlignment, Reconstruction
+from ocl.models import coda
+from ocl.train import LocalEngine, Training, fit
 from ocl.train.checkpoint import complete, latest, load
 from ocl.train.meter import Summary
-from ocl.train.profile import Flops
+from ocl.train.profile import Flops, useful_flops
 from ocl.train.world import World
+from ocl.types import Batch
+
+TWO_SECONDS = Summary(0.0, {}, 0.0, 0, 0.0, 0.0, 0.0, seconds=2.0)
 
 
 def lines_of(run):
@@ -34,13 +43,44 @@ def test_operations_are_counted_once_and_compared_with_the_peak(program, tmp_pat
 
 
 def test_a_matrix_product_counts_two_operations_for_each_of_its_products():
-    import torch
-
     flops = Flops(1.0, World())
     with flops.counting():
         torch.ones(3, 4) @ torch.ones(4, 5)
-    summary = Summary(0.0, {}, 0.0, 0, 0.0, 0.0, 0.0, seconds=2.0)
-    assert flops.rates(summary)["tflops"] == pytest.approx(2 * 3 * 4 * 5 / 2 / 1e12)
+    assert flops.rates(TWO_SECONDS)["tflops"] == pytest.approx(2 * 3 * 4 * 5 / 2 / 1e12)
+
+
+def test_operations_are_counted_again_for_updates_of_another_kind():
+    flops, value = Flops(1.0, World()), torch.ones(10, 10)
+    for products, kind in ((1, "warm-up"), (1, "warm-up"), (3, "after it"), (3, "after it")):
+        with flops.counting(kind):
+            for _ in range(products):
+                value @ value
+    assert flops.rates(TWO_SECONDS)["tflops"] == pytest.approx((1 + 1 + 3 + 3) * 2000 / 2 / 1e12)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_checkpointing_computes_again_is_not_counted(reentrant):
+    def counted(checkpointing):
+        layers = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+        value = torch.ones(4, 8, requires_grad=True)
+        with useful_flops() as counter:
+            made = checkpoint(layers, value, use_reentrant=reentrant) if checkpointing else layers(value)
+            made.sum().backward()
+        return counter.get_total_flops()
+
+    assert counted(True) == counted(False) == 3 * 2 * (2 * 4 * 8 * 8)
+
+
+def test_a_run_counts_the_mixtures_of_a_contrastive_loss_once_its_warm_up_is_over(tiny_pipeline, tmp_path):
+    weights = str(tiny_pipeline("sd"))
+    torch.manual_seed(0)
+    model = coda(weights=weights, num_slots=3, slot_dim=8, encoder=CNN(8, stride=4))
+    training = Training(steps=4, batch_size=2, log_every=2, checkpoint_every=4, peak_tflops=1.0)
+    batch = Batch(torch.rand(2, 3, 16, 16), keys=("first", "second"))
+    losses = [Reconstruction(), ContrastiveAlignment(warmup_steps=2)]
+    fit(LocalEngine(model, training), losses, lambda start: itertools.repeat(batch), training, run=tmp_path)
+    before, after = (line["tflops"] / line["samples_per_second"] for line in lines_of(tmp_path))
+    assert after > 1.2 * before
 
 
 def test_background_checkpoints_are_those_that_are_written_at_once(program, tmp_path):
