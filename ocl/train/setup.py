@@ -18,6 +18,9 @@ from ocl.train.launch import read_launcher, start
 from ocl.train.options import Training
 from ocl.train.world import World
 
+# not SLURM_NTASKS: in an allocation without srun that is the number of tasks it has room for
+_STARTED = {"WORLD_SIZE": "without a launcher", "SLURM_STEP_NUM_TASKS": "srun --ntasks 1"}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -44,9 +47,11 @@ class Local(EngineSetup):
     """One process on one device, in plain PyTorch."""
 
     def start(self, training: Training, device: torch.device) -> Place:
-        size = os.environ.get("WORLD_SIZE", "1")
-        if size != "1":
-            raise ConfigError(f"{size} processes were started, but engine Local is one; pass --engine DeepSpeed, or start one.")
+        for variable, one in _STARTED.items():
+            size = os.environ.get(variable) or "1"
+            if size != "1":
+                what = f"{size} processes were started, but engine Local is one"
+                raise ConfigError(f"{what}; pass --engine DeepSpeed, or start one ({one}).")
         return Place(World(), device)
 
     def build(self, model: nn.Module, training: Training, place: Place) -> Engine:
