@@ -206,4 +206,5 @@ def test_a_port_in_use_and_a_process_that_never_comes(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "is used by another program, perhaps another run; set MASTER_PORT" in done.stderr
     assert "ProcessError: process 0 of 2 could not meet the others" in done.stderr
+    assert "(process 1 did not come in 1 s)" in done.stderr
     assert "/nowhere" not in done.stderr and not (tmp_path / "run").exists()
