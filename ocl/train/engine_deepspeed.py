@@ -65,6 +65,7 @@ class DeepSpeedEngine(Engine):
         self._engine: Any = deepspeed.initialize(
             model=self._units, optimizer=optimizer.build(self._trained, training.optimizer), config=settings
         )[0]
+        world.limit_waiting()  # in the groups that DeepSpeed made too
         if self._stage == 3:
             hook_dataclasses(self._units)
         self._scale = LossScale(enabled=training.precision == "fp16")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -65,9 +67,8 @@ def start(launch: Launch, device: torch.device, *, timeout: float) -> World:
     try:
         master = launch.rank == 0 and not served
         store = dist.TCPStore(launch.address, launch.port, launch.size, is_master=master, timeout=patience, wait_for_workers=False)
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store remembers addresses of dead processes
-        dist.init_process_group(backend, store=dist.PrefixStore(f"ocl/{attempt}", store), rank=launch.rank,
-                                world_size=launch.size, timeout=patience, **options)  # fmt: skip
+        meeting = dist.PrefixStore(f"ocl/{_agree(store, launch, timeout)}", store)
+        dist.init_process_group(backend, store=meeting, rank=launch.rank, world_size=launch.size, timeout=patience, **options)
     except (RuntimeError, ValueError) as error:
         if "EADDRINUSE" in str(error):
             raise _port_error(launch) from error
@@ -88,6 +89,36 @@ def _from_slurm(variables: Mapping[str, str]) -> dict[str, str]:
         found["MASTER_ADDR"] = address
     found["MASTER_PORT"] = variables.get("MASTER_PORT") or str(_SLURM_PORT + int(variables.get("SLURM_JOB_ID", "0")) % 10_000)
     return found
+
+
+def _agree(store: dist.Store, launch: Launch, timeout: float) -> str:
+    """A name for this start that all its processes share: torchrun's store outlives them, and keeps addresses of dead ones.
+
+    Its TORCHELASTIC_RESTART_COUNT is no such name, a node that saw another one come back before its own processes ended counts
+    less. So process 0 draws the name, and tells it to whoever asks with a name of its own that was drawn for this start too.
+    """
+    own = uuid.uuid4().hex
+    if launch.rank:
+        store.set(f"ocl/asked/{launch.rank}", own)
+        name = store.get(f"ocl/answered/{own}").decode()
+        store.set(f"ocl/joined/{name}/{launch.rank}", "")
+        return name
+    absent, limit = set(range(1, launch.size)), time.monotonic() + timeout
+    while absent:
+        if time.monotonic() > limit:
+            raise RuntimeError(f"process {_first_few(absent)} did not come in {timeout:g} s")
+        for rank in sorted(absent):
+            if store.check([f"ocl/asked/{rank}"]):  # perhaps by a dead process, in which case it is asked again
+                store.set(f"ocl/answered/{store.get(f'ocl/asked/{rank}').decode()}", own)
+            if store.check([f"ocl/joined/{own}/{rank}"]):
+                absent.discard(rank)
+        time.sleep(0.02)
+    return own
+
+
+def _first_few(ranks: Iterable[int]) -> str:
+    first, *others = sorted(ranks)
+    return str(first) + "".join(f", {rank}" for rank in others[:7]) + (f" and {len(others) - 7} more" if len(others) > 7 else "")
 
 
 def _check_port(launch: Launch) -> None:

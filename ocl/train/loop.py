@@ -113,6 +113,9 @@ def fit(
                 saver.save(step, samples)
             meter.restart()
         saver.settle()
+        remark = trace.finish()
+        if remark is not None:
+            display.say(remark)
         assert saver.last is not None
         if stopping:
             name = next(filter(None, world.gather(stop.signal_name)))

@@ -27,7 +27,8 @@ class Summary:
     data_wait: share of the wall time that went by waiting for data, in the process that waited longest.
     memory_gib: largest memory of a process so far: that of its GPU, or of the process itself on a CPU.
     seconds: wall time. slowest_rank, slowest_by: the process whose data and forward passes took longest, and by what share
-    longer than the mean; None for a run on one process.
+    longer than the mean; None for a run on one process. At ZeRO stage 3 a pass waits for the weights that others send, so the
+    time of a slow process is counted for all, and slowest_by says little.
     """
 
     loss: float
@@ -70,7 +71,7 @@ class Meter:
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Counts the time inside, on the device, as a forward pass: work in which no process waits for another."""
+        """Counts the time inside, on the device, as a forward pass. Below ZeRO stage 3 no process waits for another in it."""
         before = self._now()
         yield
         self._passes.append((before, self._now()))

@@ -99,6 +99,7 @@ class Training:
         track: also report to these services, each of which must be installed. log.jsonl and TensorBoard are always written.
         peak_tflops: what one device can do in the run's precision; given, the log tells the share of it that is used (MFU).
         profile: updates to trace, from the third of this start on, into run/profile/ (chrome://tracing, Perfetto); 0 for none.
+            A run that ends earlier writes what it has.
     """
 
     steps: int = 100_000

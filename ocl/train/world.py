@@ -11,11 +11,13 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from ocl.errors import OCLError, ProcessError
 
 T = TypeVar("T")
-_GONE = ("connection", "peer", "timed out", "broken pipe", "socket", "gloo", "nccl")
+_SILENT = ("timed out", "timeout")
+_GONE = (*_SILENT, "connection", "peer", "broken pipe", "socket", "gloo", "nccl")
 
 
 @final
@@ -29,12 +31,14 @@ class World:
     rank: int = 0
     size: int = 1
     group: Any = None
+    timeout: timedelta | None = None
 
     @classmethod
     def of_launched(cls, *, timeout: float) -> World:
         """All processes of the default process group, with a group of their own for talk. timeout: seconds without an answer."""
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-        return cls(dist.get_rank(), dist.get_world_size(), group)
+        patience = timedelta(seconds=timeout)
+        group = dist.new_group(backend="gloo", timeout=patience)
+        return cls(dist.get_rank(), dist.get_world_size(), group, patience)
 
     @property
     def is_first(self) -> bool:
@@ -95,6 +99,12 @@ class World:
         self._raise_any([error], error)
         return result
 
+    def limit_waiting(self) -> None:
+        """Have all process groups, also those that others made, wait as long as this one; torch's own limits are 10 and 30 min."""
+        if self.timeout is not None:
+            for group in distributed_c10d._world.pg_map:
+                distributed_c10d._set_pg_timeout(self.timeout, group)
+
     def leave(self) -> None:
         """Part from the other processes, who need not be there any more."""
         if self.size > 1 or self.group is not None:
@@ -108,9 +118,15 @@ class World:
         except RuntimeError as error:
             if self.size == 1 or isinstance(error, ProcessError) or not any(word in str(error).lower() for word in _GONE):
                 raise
+            who, reason = f"process {self.rank} of {self.size}", _first_line(error)
+            if any(word in reason.lower() for word in _SILENT):
+                raise ProcessError(
+                    f"{who} got no answer from another one in engine.timeout ({reason}); it hangs, its node is gone, or it needs "
+                    "longer, in which case raise engine.timeout; restart with --resume."
+                ) from error
             raise ProcessError(
-                f"process {self.rank} of {self.size} lost another one ({_first_line(error)}); the cause stands in the output of "
-                "the one that ended first; restart with --resume, or launch with `torchrun --max-restarts N`."
+                f"{who} lost another one ({reason}); the launcher says which, and its output why; restart with --resume, or "
+                "launch with `torchrun --max-restarts N`."
             ) from error
 
     @staticmethod

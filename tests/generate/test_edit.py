@@ -24,7 +24,7 @@ def test_dropping_a_slot_gives_its_pixels_to_the_others_in_proportion():
 
 
 def test_the_only_slot_cannot_be_dropped():
-    with pytest.raises(ConfigError, match="would remove the only slot of the image.*swap it, or use more slots"):
+    with pytest.raises(ConfigError, match=r"would remove the only slot of the image.*swap it, or use more slots"):
         drop(slots(k=1), 0)
 
 

@@ -3,14 +3,15 @@
     python program.py PLAN.json
 
 PLAN is a list of runs: {"run": folder, "size": 2 (0: the local engine), "model": "coda" or "slots", "zero": {"stage": 2},
-"training": {...}, "denoiser": {...}, "kills": [...], "trouble": {...}}. Processes are forked from this one, which has imported
-everything, so that a start costs less than a second. Each run ends with one line on standard output: its folder, and how each
-of its processes ended.
+"training": {...}, "denoiser": {...}, "cache": true, "timeout": the engine's, "kills": [...], "trouble": {...}}. Processes are
+forked from this one, which has imported everything, so that a start costs less than a second. Each run ends with one line on
+standard output: its folder, and how each of its processes ended.
 
-A trouble is {"rank": 1, "nan_at": step}, {"rank": 1, "file_limit": bytes} or {"hangs": true} (every fifth sample never comes).
-A kill is {"rank": 0, 1 or "all", "after": batches read since the start, "wait": seconds} or {"rank": 0 or 1, "operation": n}: the
-n-th write, sync, rename or removal in a checkpoint. As torchrun does, the rest is killed when one process ends badly, and the run
-is started again with resume.
+A trouble is {"rank": 1, "nan_at": step}, {"rank": 1, "file_limit": bytes}, {"rank": 1, "slow_data" or "slow_passes": seconds} or
+{"hangs": true} (every fifth sample never comes).
+A kill is {"rank": 0, 1 or "all", "after": batches read since the start, "wait": seconds, "signal": "SIGKILL" or another} or
+{"rank": 0 or 1, "operation": n}: the n-th write, sync, rename or removal in a checkpoint. As torchrun does, the rest is killed
+when one process ends badly, and the run is started again with resume.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import torch.utils.tensorboard
 import transformers  # noqa: F401
 from torch import Tensor, nn
 
+from ocl.data.cache import Cache
 from ocl.data.loader import batches
 from ocl.data.sample import Dataset, Sample
 from ocl.decoders import LatentDiffusion, PatchMLP
@@ -45,7 +47,7 @@ from ocl.encoders import CNN
 from ocl.interfaces import Loss
 from ocl.losses import ContrastiveAlignment, Reconstruction
 from ocl.models import coda, slot_attention
-from ocl.train import DeepSpeed, Local, Optimizer, Schedule, Training, fit
+from ocl.train import DeepSpeed, Local, Optimizer, Schedule, Training, fit, precompute
 from ocl.types import Batch, Step
 
 sys.path.append(str(Path(__file__).parents[1]))  # tests
@@ -87,6 +89,26 @@ class Poisoned(Loss):
         return step.output.decoding.error().mean() * (math.nan if step.index >= self.first_bad else 1.0)
 
 
+class Slow(Loss):
+    """The same loss, after a while."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, step: Step) -> Tensor:
+        time.sleep(self.seconds)
+        return step.output.decoding.error().mean()
+
+
+def write_cache(model: nn.Module, folder: Path) -> None:
+    """The moments of all images, as `ocl cache --parts latents` writes them."""
+    recipe, device = precompute.recipe_for(model, ("latents",), "fp32", mirrored=False), torch.device("cpu")
+    layout, _ = precompute.plan(recipe, Squares(), batch_size=10, device=device)
+    shards = precompute.prepare(folder, layout, {}, state={})
+    precompute.write(folder, recipe, Squares(), layout, shards, batch_size=10, device=device)
+
+
 def options(spec: Spec) -> Training:
     given = {"steps": 20, "batch_size": 4, "log_every": 1, "checkpoint_every": 10, "precision": "fp32", **spec.get("training", {})}
     optimizer = Optimizer(lr=1e-3, eps=1e-5, weight_decay=0.01, rates={"slot_module": 0.5})
@@ -111,13 +133,18 @@ def train(spec: Spec) -> None:
     """In a process of its own, with the variables of a launcher."""
     run, training = Path(spec["run"]), options(spec)
     model, losses = model_of(spec)
-    setup = DeepSpeed(config=written(run, spec), timeout=PATIENCE) if spec["size"] else Local()
+    setup = DeepSpeed(config=written(run, spec), timeout=spec.get("timeout", PATIENCE)) if spec["size"] else Local()
     place = setup.start(training, torch.device("cpu"))
-    engine = setup.build(model, training, place)
     world, trouble = place.world, spec.get("trouble", {})
+    if spec.get("cache"):
+        world.first(lambda: write_cache(model, run / "cache"))
+    cache = Cache(run / "cache") if spec.get("cache") else None
+    engine = setup.build(model, training, place)
     if trouble.get("rank") == world.rank:
         if "nan_at" in trouble:
             losses = [Poisoned(trouble["nan_at"])]
+        if "slow_passes" in trouble:
+            losses = [Slow(trouble["slow_passes"])]
         if "file_limit" in trouble:
             resource.setrlimit(resource.RLIMIT_FSIZE, (trouble["file_limit"], resource.RLIM_INFINITY))
 
@@ -125,9 +152,11 @@ def train(spec: Spec) -> None:
         notes = os.open(run / f"read-{world.rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for batch in batches(
             Squares(trouble.get("hangs", False)), batch_size=training.batch_size, seed=3, start=start, rank=world.rank,
-            size=world.size, workers=training.workers, timeout=training.data_timeout,
+            size=world.size, workers=training.workers, timeout=training.data_timeout, cache=cache,
         ):  # fmt: skip
             os.write(notes, b".")
+            if trouble.get("rank") == world.rank:
+                time.sleep(trouble.get("slow_data", 0))
             yield batch
 
     def size_of_weights(model: nn.Module, step: int) -> dict[str, float]:

@@ -91,7 +91,8 @@ def test_a_disk_that_is_full_for_one_process_ends_all(outcome, name):
     assert ends_of(outcome, name) == [["exit 1", "exit 1"]]
     for rank in (0, 1):
         assert "CheckpointError" in said(outcome, name, rank) and "File too large" in said(outcome, name, rank)
-    assert checkpoint.complete(outcome[0][name])[-1:] in ([], [outcome[0][name] / "checkpoints/step-00000000"])
+    assert [path.name for path in checkpoint.complete(outcome[0][name])] == ["step-00000000"]
+    assert checkpoint.load(checkpoint.latest(outcome[0][name])).step == 0
 
 
 def test_a_data_worker_that_hangs_ends_the_run_with_a_reason(outcome):
@@ -99,6 +100,15 @@ def test_a_data_worker_that_hangs_ends_the_run_with_a_reason(outcome):
     both = said(outcome, "hung", 0) + said(outcome, "hung", 1)
     assert "DataError: the 1 worker processes that read Squares gave no batch for 2 s" in both
     assert "raise training.data_timeout" in both
+
+
+@pytest.mark.slow
+def test_a_process_that_answers_no_more_ends_the_others_with_a_reason(carry_out):
+    hanging = {"timeout": 5, "only_kills": True, "kills": [{"rank": 1, "after": 6, "signal": "SIGSTOP"}]}
+    outcome = carry_out([{**TWO, "name": "stopped", "training": {**TRAINING, "steps": 5000}, **hanging}])
+    assert ends_of(outcome, "stopped") == [["exit 1", "killed"]]  # the stopped one is killed by who started it, as launchers do
+    assert "ProcessError: process 0 of 2 got no answer from another one in engine.timeout" in said(outcome, "stopped", 0)
+    assert 4 <= checkpoint.load(checkpoint.latest(outcome[0]["stopped"])).step < 5000
 
 
 @pytest.mark.slow

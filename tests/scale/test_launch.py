@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ocl.cli.main import main
 from ocl.errors import ConfigError
 from ocl.train import DeepSpeed, Local, Training, deepspeed_config, deepspeed_schema
 from ocl.train.launch import Launch, read_launcher
+from ocl.train.setup import Place
+from ocl.train.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
@@ -50,6 +53,17 @@ def test_several_processes_with_the_local_engine_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="2 processes were started, but engine Local is one; pass --engine DeepSpeed"):
         Local().start(Training(), None)
+
+
+def test_several_tasks_of_srun_with_the_local_engine_are_refused(ocl_train):
+    error = ocl_train(**SLURM, SLURM_STEP_NUM_TASKS="8")
+    assert "8 processes were started, but engine Local is one; pass --engine DeepSpeed, or start one (srun --ntasks 1)" in error
+
+
+def test_one_process_in_an_allocation_for_many_is_one_process(monkeypatch):
+    for name, value in {**SLURM, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert Local().start(Training(), torch.device("cpu")) == Place(World(), torch.device("cpu"))
 
 
 # the JSON file
@@ -265,4 +279,5 @@ def test_a_port_in_use_and_a_process_that_never_comes(needs_deepspeed, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "is used by another program, perhaps another run; set MASTER_PORT" in done.stderr
     assert "ProcessError: process 0 of 2 could not meet the others" in done.stderr
+    assert "(process 1 did not come in 1 s)" in done.stderr
     assert "/nowhere" not in done.stderr and not (tmp_path / "run").exists()

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from ocl.train.checkpoint import latest
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 900
+MEETING = 20_000 + os.getpid() % 9_000  # a port; tests may open no socket to ask for a free one
 TINY = """
 model:
   class_path: slot_attention
@@ -79,6 +82,57 @@ def test_torchrun_starts_again_after_a_process_was_killed(undisturbed, words, tm
     out = finish(process)
     assert "resumed from" in out and "step-00000040: 40 steps, 160 samples" in out
     assert [line["loss"] for line in lines_of(tmp_path / "run")] == [line["loss"] for line in lines_of(undisturbed)]
+
+
+def node(words, *, is_host, **more):
+    """The torchrun of one of two machines, either of which may be missing."""
+    patience = f"is_host={is_host},last_call_timeout=5,keep_alive_interval=1"
+    meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{MEETING}", "--rdzv_conf", patience]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--max-restarts", "3", *meeting, "-m", "--"]
+    return start([*launcher, "ocl.cli.main", *words], **more)
+
+
+def wait_for(condition):
+    limit = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def newest(run):
+    found = latest(run)
+    return -1 if found is None else int(found.name[5:])
+
+
+def kill_node(node):
+    for process in (node.pid, *workers(node.pid)):
+        os.kill(process, signal.SIGKILL)
+
+
+def test_a_node_that_stays_dead_leaves_the_run_to_the_others(undisturbed, words, tmp_path):
+    run = tmp_path / "run"
+    nodes = [node(words(run), is_host=is_host) for is_host in (True, False)]
+    wait_for(lambda: newest(run) >= 5)
+    os.kill(workers(nodes[1].pid)[0], signal.SIGKILL)  # the nodes see this at different times, and both start again
+    steps = newest(run)
+    wait_for(lambda: newest(run) >= steps + 10)
+    kill_node(nodes[1])
+    out = finish(nodes[0])
+    assert "slowest_rank" in lines_of(run)[0] and "slowest_rank" not in lines_of(run)[-1]  # told on several processes
+    assert out.count("resumed from") >= 2 and "step-00000040: 40 steps, 160 samples" in out
+    assert [line["loss"] for line in lines_of(run)] == pytest.approx([line["loss"] for line in lines_of(undisturbed)], rel=1e-4)
+
+
+def test_a_node_that_comes_back_is_taken_in_again(undisturbed, words, tmp_path):
+    run, own_store = tmp_path / "run", {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    nodes = [node(words(run), is_host=is_host, **own_store) for is_host in (True, False)]
+    wait_for(lambda: newest(run) >= 5)
+    kill_node(nodes[1])
+    back = node(words(run), is_host=False, **own_store)
+    assert "resumed from" in finish(nodes[0])
+    finish(back)
+    assert "slowest_rank" in lines_of(run)[-1]  # told on several processes
+    assert [line["loss"] for line in lines_of(run)] == pytest.approx([line["loss"] for line in lines_of(undisturbed)], rel=1e-4)
 
 
 def test_a_job_that_is_told_to_end_saves_and_goes_on_later(undisturbed, words, tmp_path):

@@ -54,10 +54,19 @@ def test_a_compiled_denoiser_takes_the_same_step(make, tolerance):
     assert_same(step(model), step(make()), tolerance)
 
 
+@pytest.mark.parametrize(("how", "graphs"), [("denoiser", False), ("denoiser-graphs", True)])
+def test_cuda_graphs_are_asked_for_by_name(make, how, graphs):
+    """Nothing is compiled before the first pass."""
+    engine = LocalEngine(make(), Training(compile=how))
+    settings = engine.model.decoder.denoiser.backbone.module._compiled_call_impl.get_compiler_config()
+    assert bool(settings and settings.get("triton.cudagraphs")) is graphs
+
+
 @pytest.mark.slow
-def test_a_denoiser_compiled_by_inductor_takes_the_same_step(make, tolerance):
+@pytest.mark.parametrize("how", ["denoiser", "denoiser-graphs"])  # on a CPU the latter runs without graphs
+def test_a_denoiser_compiled_by_inductor_takes_the_same_step(make, tolerance, how):
     model = make()
-    compiled(model, "denoiser")
+    compiled(model, how)
     assert_same(step(model), step(make()), tolerance)
 
 

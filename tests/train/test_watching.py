@@ -3,6 +3,8 @@
 import importlib.util
 import itertools
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from ocl.train import LocalEngine, Training, fit
 from ocl.train.checkpoint import complete, latest, load
 from ocl.train.meter import Summary
 from ocl.train.profile import Flops, useful_flops
+from ocl.train.services import SERVICES
 from ocl.train.world import World
 from ocl.types import Batch
 
@@ -31,6 +34,20 @@ def test_a_trace_holds_the_updates_that_were_asked_for(program, tmp_path):
     events = json.loads((tmp_path / "profile" / "rank-00000.json").read_text())["traceEvents"]
     steps = [event for event in events if str(event.get("name", "")).startswith("Optimizer.step")]
     assert len(steps) == 2
+
+
+def test_a_run_that_ends_within_a_trace_writes_what_it_has_and_says_so(program, tmp_path, capsys):
+    program.train(tmp_path, program.training(steps=4, profile=3))
+    events = json.loads((tmp_path / "profile" / "rank-00000.json").read_text())["traceEvents"]
+    assert len([event for event in events if str(event.get("name", "")).startswith("Optimizer.step")]) == 2
+    assert "training.profile=3: the trace holds 2 updates, this start made no more" in capsys.readouterr().out
+
+
+def test_a_run_that_ends_before_a_trace_says_so(program, tmp_path, capsys):
+    program.train(tmp_path, program.training(steps=2, profile=3))
+    assert not (tmp_path / "profile").exists()
+    said = capsys.readouterr().out
+    assert "training.profile=3: nothing was traced, this start made 2 updates and the first 2 are left out" in said
 
 
 def test_operations_are_counted_once_and_compared_with_the_peak(program, tmp_path):
@@ -110,6 +127,57 @@ def test_a_service_that_is_not_installed_names_what_to_install(program, tmp_path
 def test_an_unknown_service_is_refused():
     with pytest.raises(ConfigError, match=r"training.track must name only wandb, mlflow"):
         Training(track=("visdom",))
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The module in tests/train/stand_ins of that name, imported in place of a package that is not installed."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("stand_ins") / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+
+    return load
+
+
+def logged(run):
+    """(step, name, number) of every finite number in the log."""
+    lines = lines_of(run)
+    found = [(line["step"], name, value) for line in lines for name, value in line.items() if name != "step" and value is not None]
+    assert {4, 8, 12, 16} <= {step for step, _, _ in found} and {"loss", "grad_norm"} <= {name for _, name, _ in found}
+    return found
+
+
+def train_in_two_starts(program, run, name):
+    for steps in (8, 16):
+        program.train(run, program.training(steps=steps, track=(name,)))
+
+
+def test_wandb_is_told_all_numbers_of_the_log_in_one_run(program, tmp_path, stand_in):
+    wandb = stand_in("wandb")
+    train_in_two_starts(program, tmp_path / "mine", "wandb")
+    (run,) = wandb.runs.values()
+    assert (run.name, run.dir, run.finished) == ("mine", tmp_path / "mine", True)
+    assert [(step, *item) for step, values in run.history.items() for item in values.items()] == logged(tmp_path / "mine")
+
+
+def test_mlflow_is_told_all_numbers_of_the_log_in_one_run(program, tmp_path, stand_in):
+    mlflow = stand_in("mlflow")
+    train_in_two_starts(program, tmp_path / "mine", "mlflow")
+    (run,) = mlflow.runs.values()
+    assert run.name == "mine" and mlflow.active == []
+    assert run.history == logged(tmp_path / "mine")
+
+
+def test_mlflow_takes_no_brackets_so_protocols_lose_theirs(tmp_path, stand_in):
+    mlflow = stand_in("mlflow")
+    service = SERVICES["mlflow"](tmp_path)
+    service.write(3, {"eval/mBO_i[coda]": 0.5})
+    service.close()
+    assert mlflow.runs["run0"].history == [(3, "eval/mBO_i coda", 0.5)]
 
 
 def test_wandb_gets_the_numbers_of_the_log(program, tmp_path, monkeypatch):
