@@ -12,10 +12,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ocl.decoders import LatentDiffusion
-from ocl.decoders.diffusion import LatentUNet, NullPrompt, SlotTokens
+from ocl.decoders.diffusion import LatentUNet, LearnedRegisters, NullPrompt, SlotTokens
+from ocl.decoders.diffusion.registers import null_prompt
 from ocl.errors import CheckpointError
+from ocl.interfaces import RegisterBank
 from ocl.models.autoencoder import SlotAutoencoder
-from ocl.models.importers import CONFIG, ENCODER, INIT_KEYS, MODULE_KEYS, PREFIX, SIZES, TENSORS, UNET, UNET_PREFIX
+from ocl.models.importers import (
+    CONFIG,
+    ENCODER,
+    INIT_KEYS,
+    MODULE_KEYS,
+    NULL,
+    PREFIX,
+    REGISTERS,
+    SIZES,
+    TENSORS,
+    UNET,
+    UNET_PREFIX,
+)
 from ocl.nn.freezing import trainable_state_dict
 from ocl.nn.positions import coordinates
 from ocl.slots import GaussianInit, SlotAttention
@@ -31,22 +45,29 @@ def export_coda(
 
     weights: the pipeline that the model was trained on. grid, backbone: side of the encoder's token grid, and its name there.
     settings: keys of config.yaml that shall have other values than in the official configuration, such as contrastive_weight.
-    Raises CheckpointError where a part has no place in that layout: it holds CODA with a shared Gaussian, a null prompt and a
-    Stable Diffusion U-Net.
+    Raises CheckpointError where a part, or one of its settings, has no place in that layout: it holds CODA with a frozen
+    encoder, a shared Gaussian, a whole null prompt or learned registers, and a Stable Diffusion U-Net. Beside learned registers
+    stands the null prompt, unused, for which the pipeline's text encoder is read.
     """
     decoder, init, module = model.decoder, model.init, model.slot_module
     if not isinstance(decoder, LatentDiffusion) or not isinstance(decoder.denoiser, LatentUNet):
         raise CheckpointError(_unfit("decoder", "a LatentDiffusion with a LatentUNet"))
     registers = decoder.conditioner.registers if isinstance(decoder.conditioner, SlotTokens) else None
-    if not isinstance(registers, NullPrompt):
-        raise CheckpointError(_unfit("conditioner", "SlotTokens with a NullPrompt"))
+    if not isinstance(registers, (NullPrompt, LearnedRegisters)):
+        raise CheckpointError(_unfit("conditioner", "SlotTokens with a NullPrompt or LearnedRegisters"))
+    if isinstance(registers, NullPrompt) and registers.skip:
+        raise CheckpointError(_unfit(f"NullPrompt(skip={registers.skip})", "all tokens of the prompt, skip=0"))
+    if trainable_state_dict(model.encoder):
+        raise CheckpointError(_unfit(f"{type(model.encoder).__name__}, which is trained,", "a frozen, published encoder"))
     if not isinstance(init, GaussianInit) or not isinstance(module, SlotAttention):
         raise CheckpointError(_unfit("slots", "GaussianInit and SlotAttention"))
     if module.position is None or module.input is None or module.output is None or module.gradient == "implicit":
         raise CheckpointError(_unfit("slot module", "SlotAttention(position=True, input_mlp=True, out_dim=...)"))
+    _check_settings(module)
     folder = Path(folder)
-    sizes = _encoder_config(module, init, weights, grid, backbone)
-    state = _slot_state(module, init, grid) | {"null_embedding": registers()[None]}
+    learned = isinstance(registers, LearnedRegisters)
+    sizes = _encoder_config(module, init, weights, grid, backbone) | {"num_registers": len(registers()) if learned else -1}
+    state = _slot_state(module, init, grid) | _register_state(registers, weights)
     unet: Any = decoder.denoiser.backbone.module
     trained = {name.removeprefix(UNET_PREFIX): value for name, value in trainable_state_dict(decoder.denoiser).items()}
     published = {"_class_name": type(unet).__name__, **{name: value for name, value in unet.config.items() if name[0] != "_"}}
@@ -77,8 +98,22 @@ def _encoder_config(module: SlotAttention, init: GaussianInit, weights: str, gri
         "slot_epsilon": module.eps,
         "slot_learnable_slot_init": False,
         "slot_bi_level": module.gradient == "bilevel",
-        "num_registers": -1,
     }
+
+
+def _check_settings(module: SlotAttention) -> None:
+    """That the slot module computes what the official one does: these of its settings have no key in the layout."""
+    scale = "slot" if module.scale == module.slot_dim**-0.5 else "head"
+    known = {"eps_on": (module.eps_on, "weights"), "gru_state": (module.gru_state, "raw"), "scale": (scale, "slot")}
+    for name, (value, needed) in known.items():
+        if value != needed:
+            raise CheckpointError(_unfit(f"SlotAttention({name}={value!r})", f"{name}={needed!r}"))
+
+
+def _register_state(registers: RegisterBank, weights: str) -> dict[str, Tensor]:
+    if isinstance(registers, LearnedRegisters):
+        return {REGISTERS: registers()[None], NULL: null_prompt(weights)[None]}
+    return {NULL: registers()[None]}
 
 
 def _slot_state(module: SlotAttention, init: GaussianInit, grid: int) -> dict[str, Tensor]:
@@ -120,4 +155,4 @@ def _pipeline_config(
 
 
 def _unfit(part: str, needed: str) -> str:
-    return f"this model's {part} has no place in the layout of CODA checkpoints, which needs {needed}."
+    return f"this model's {part} has no place in the layout of CODA checkpoints, which needs {needed}; use save_pretrained."
