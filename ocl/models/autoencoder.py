@@ -101,6 +101,16 @@ class SlotAutoencoder(nn.Module):
         return self.decoder(slots, batch, features, generator=generator, contrast=contrast, stop_gradient=stop)
 
 
+def refuse_beside_decoder(builder: str, decoder: Decoder | None, **options: object) -> None:
+    """Raises ConfigError where a builder is given a decoder and, beside it, options that only its own decoder would follow."""
+    given = [name for name, value in options.items() if value is not None]
+    if decoder is not None and given:
+        raise ConfigError(
+            f"{builder}: {' and '.join(given)} would not reach the decoder that is given ({type(decoder).__name__}); "
+            f"say it in that decoder and leave out {' and '.join(given)}, or leave out decoder."
+        )
+
+
 def _check_width(name: str, width: int, other_name: str, other: int) -> None:
     if width != other:
         raise ShapeError(f"SlotAutoencoder needs {name} = {other_name}, got {width} and {other}; build both with one width.")

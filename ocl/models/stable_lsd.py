@@ -7,7 +7,7 @@ from ocl.decoders.diffusion import SlotTokens, latent_denoiser
 from ocl.decoders.diffusion.cross_attention import Projection
 from ocl.encoders import DINOv2
 from ocl.interfaces import Decoder, Encoder, SlotInit, SlotModule
-from ocl.models.autoencoder import SlotAutoencoder
+from ocl.models.autoencoder import SlotAutoencoder, refuse_beside_decoder
 from ocl.slots import GaussianInit, SlotAttention
 
 
@@ -16,7 +16,7 @@ def stable_lsd(
     weights: str = "stabilityai/stable-diffusion-2-1",
     num_slots: int = 7,
     slot_dim: int = 768,
-    trained: tuple[Projection, ...] = (),
+    trained: tuple[Projection, ...] | None = None,
     encoder: Encoder | None = None,
     init: SlotInit | None = None,
     slot_module: SlotModule | None = None,
@@ -28,14 +28,17 @@ def stable_lsd(
         weights: latent-diffusion pipeline, a folder or hub id.
         num_slots: how many slots K.
         slot_dim: width of a slot inside the slot module.
-        trained: projections of the denoiser's cross-attentions that are trained; none in the paper.
+        trained: projections of the denoiser's cross-attentions that are trained; None is none, as in the paper.
         encoder: None is a frozen DINOv2 base on images resized to 448.
         init: None is a shared Gaussian.
         slot_module: None is the published Slot Attention: five iterations, place code, input MLP, output projection.
-        decoder: None is the pipeline as described; `weights` and `trained` are then used.
+        decoder: None is the pipeline as described. ConfigError where `trained` is given beside another one.
     """
+    refuse_beside_decoder("stable_lsd", decoder, trained=trained)
     encoder = encoder or DINOv2("base", image_size=448)
-    decoder = decoder or LatentDiffusion(weights, denoiser=latent_denoiser(weights, trained=trained), conditioner=SlotTokens())
+    decoder = decoder or LatentDiffusion(
+        weights, denoiser=latent_denoiser(weights, trained=trained or ()), conditioner=SlotTokens()
+    )
     return SlotAutoencoder(
         encoder=encoder,
         init=init or GaussianInit(num_slots, slot_dim),

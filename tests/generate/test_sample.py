@@ -1,8 +1,7 @@
-"""Sampling: the recorded images of the published code, and images that do not depend on their batch."""
+"""Sampling: images that do not depend on their batch, and what guidance, masks and schedules do to them."""
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ocl.decoders import LatentDiffusion
 from ocl.decoders.diffusion import AdaptedUNet, NullPrompt, PooledSlots, SlotTokens
@@ -24,25 +23,6 @@ def slots(batch=3, k=4):
 def decoder(tiny_pipeline):
     folder = str(tiny_pipeline("sd"))
     return LatentDiffusion(folder, conditioner=SlotTokens(NullPrompt(folder))).eval()
-
-
-def test_images_equal_the_published_code(golden):
-    from ocl.models.importers import coda_model
-
-    folder = golden / "coda_reference"
-    weights = str(folder / "tiny-stable-diffusion")
-    from ocl.encoders import ViT
-
-    model = coda_model(folder / "official-layout-checkpoint", weights=weights, encoder=ViT(str(folder / "tiny-dinov2")))
-    recorded = load_file(folder / "sampling.safetensors")
-    given = Slots(recorded["slots"], torch.full((2, 5, 16), 0.2), (4, 4))
-    for_all = torch.Generator().manual_seed(7)
-    images = sample(model.decoder, given, (64, 64), steps=10, guidance=2.0, generator=for_all)
-    torch.testing.assert_close(2 * images - 1, recorded["images"].clamp(-1, 1), atol=1e-3, rtol=0)
-
-    latents = sample_latents(model.decoder, given, (8, 8), steps=10, guidance=2.0, sampler="ddim", generator=for_all.manual_seed(7))
-    beyond = model.decoder.autoencoder.model.module.decode(latents / model.decoder.autoencoder.scale).sample
-    torch.testing.assert_close(beyond, recorded["images"], atol=1e-3, rtol=0)  # recorded before clamping
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])

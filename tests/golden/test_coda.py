@@ -78,7 +78,6 @@ def official_name(name):
 WAYS = [("merged", True), ("merged", False), ("separate", False)]
 
 
-@pytest.mark.parametrize("implementation", ["auto", "reference"])
 @pytest.mark.parametrize(("passes", "share_trunk"), WAYS)
 def test_the_training_step_equals_the_published_code(model, recorded, passes, share_trunk, implementation):
     denoiser = model.decoder.denoiser

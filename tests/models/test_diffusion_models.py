@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ocl.decoders import LatentDiffusion, PatchMLP
-from ocl.decoders.diffusion import LatentUNet, SlotTokens
+from ocl.decoders.diffusion import NoRegisters
 from ocl.decoders.diffusion.decoder import drop_slots
 from ocl.encoders import CNN
 from ocl.errors import ConfigError, ShapeError
@@ -54,12 +54,11 @@ def test_stable_lsd_trains_slots_only():
 
 
 def test_coda_without_registers_and_contrast_is_stable_lsd_with_trained_cross_attention(tiny_pipeline, tolerance):
-    folder = tiny_pipeline("sd")
-    projections = ("to_k", "to_v", "to_out")
-    decoder = LatentDiffusion(str(folder), denoiser=LatentUNet(str(folder), trained=projections), conditioner=SlotTokens())
-    ours = small(coda, folder, decoder=decoder, slot_module=SlotAttention(8, 8, out_dim=32, position=True, input_mlp=True))
-    theirs = small(stable_lsd, folder, trained=projections,
-                   slot_module=SlotAttention(8, 8, out_dim=32, position=True, input_mlp=True))  # fmt: skip
+    folder, projections = tiny_pipeline("sd"), ("to_k", "to_v", "to_out")
+    modules = [SlotAttention(8, 8, out_dim=32, position=True, input_mlp=True) for _ in range(2)]  # published ones differ
+    ours = small(coda, folder, registers=NoRegisters(), drop_rate=0.0, slot_module=modules[0]).train()
+    theirs = small(stable_lsd, folder, trained=projections, slot_module=modules[1]).train()
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
     theirs.load_state_dict(ours.state_dict())
     gradients = []
     for model in (ours, theirs):
@@ -75,6 +74,30 @@ def test_coda_without_registers_and_contrast_is_stable_lsd_with_trained_cross_at
     assert gradients[0].keys() == gradients[1].keys()
     for name, value in gradients[0].items():
         torch.testing.assert_close(value, gradients[1][name], **tolerance[torch.float32])
+
+
+@pytest.mark.parametrize(
+    ("builder", "options", "named"),
+    [
+        (coda, {"registers": NoRegisters()}, "registers"),
+        (coda, {"trained": ()}, "trained"),
+        (coda, {"drop_rate": 0.0, "trained": ("to_k",)}, "trained and drop_rate"),
+        (stable_lsd, {"trained": ("to_k",)}, "trained"),
+        (slotadapt, {"drop_rate": 0.1}, "drop_rate"),
+    ],
+)
+def test_what_a_decoder_of_one_s_own_would_ignore_is_refused(tiny_pipeline, builder, options, named):
+    decoder = LatentDiffusion(str(tiny_pipeline("sd")))
+    assert small(builder, tiny_pipeline("sd"), decoder=decoder).decoder is decoder
+    with pytest.raises(ConfigError, match=f"{builder.__name__}: {named} .* the decoder .* leave out"):
+        small(builder, tiny_pipeline("sd"), decoder=decoder, **options)
+
+
+def test_slotadapt_has_coda_s_slot_module():
+    """The paper is silent on it."""
+    with torch.device("meta"):
+        ours, theirs = slotadapt().slot_module, coda().slot_module
+    assert ours.made_with == theirs.made_with and ours.eps == 1e-6
 
 
 @pytest.mark.parametrize("builder", [coda, slotadapt])
@@ -209,8 +232,6 @@ def test_images_that_latents_do_not_divide_are_refused(tiny_pipeline):
 
 
 def test_registers_can_be_left_out_of_coda(tiny_pipeline):
-    from ocl.decoders.diffusion import NoRegisters
-
     model = small(coda, tiny_pipeline("sd"), registers=NoRegisters(), drop_rate=0.9).train()
     assert model.decoder.conditioner.registers is None
     output = model(batch(8), generator=torch.Generator().manual_seed(0))

@@ -87,7 +87,8 @@ class LatentUNet(Denoiser):
 class LatentTransformer(Denoiser):
     """The transformer of a PixArt or Sana pipeline, frozen but for named projections of its cross-attentions.
 
-    Slots and registers pass the model's own caption projection, as prompts do.
+    Slots and registers pass the model's own caption projection, as prompts do. Where a Sana config has a `timestep_scale`, the
+    model is told times multiplied by it, as its pipeline does.
 
     Args:
         weights: pipeline folder or hub id; its `transformer` is used.
@@ -145,6 +146,8 @@ class LatentTransformer(Denoiser):
             more["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
             if model.use_additional_conditions:
                 more["added_cond_kwargs"] = _pixart_sizes(model, noisy)
+        if (scale := model.config.get("timestep_scale") or 1.0) != 1.0:
+            timestep = timestep * scale
         output: Tensor = model(
             noisy, encoder_hidden_states=context, timestep=timestep, encoder_attention_mask=mask, return_dict=False, **more
         )[0]

@@ -161,12 +161,19 @@ def _reading(weights: str, part: str, local_files_only: bool | None) -> Iterator
             message = f"the {part} of {weights} cannot be loaded ({reason}); copy that folder again."
         elif local:
             message = (
-                f"{part} of {weights} is not in the local cache and downloads are off; run once with network: "
-                f"hf download {weights}, or pass weights=<folder>."
+                f"{_no_folder(weights)}, and as a hub id {part} of {weights} is not in the local cache and downloads are off; run "
+                f"once with network: hf download {weights}, or pass weights=<folder>."
             )
         else:
-            message = f"{part} of {weights} cannot be loaded ({reason}); check the name and the network, or pass weights=<folder>."
+            message = (
+                f"{_no_folder(weights)}, and as a hub id {part} of {weights} cannot be loaded ({reason}); check the name and the "
+                "network, or pass weights=<folder>."
+            )
         raise CheckpointError(message) from None
+
+
+def _no_folder(weights: str) -> str:
+    return f"{weights} is no folder in {Path.cwd()} (relative paths count from there, not from the config)"
 
 
 def _folder(weights: str) -> Path | None:

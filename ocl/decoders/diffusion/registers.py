@@ -24,7 +24,10 @@ from ocl.nn.hub import builds_on_meta
 
 @final
 class NullPrompt(RegisterBank):
-    """What the pipeline's own text encoder makes of the empty prompt: fixed tokens, the unconditional branch of the pipeline.
+    """What the pipeline's own text encoder makes of the empty prompt: fixed tokens, its unconditional branch but for some XL.
+
+    XL pipelines with `force_zeros_for_empty_prompt` sample against zeros instead. As registers those would all be one and the
+    same key with nothing to say, so that the encoded prompt is taken there too.
 
     Computed once, when it is made; the text encoder is then dropped. The tokens are saved with every checkpoint: inside
     `ocl.nn.freezing.restoring` none are computed, and the text encoder need not be there, as a checkpoint brings them.

@@ -229,6 +229,18 @@ def test_queries_and_keys_may_be_normalised(tiny_pipeline, tmp_path, tolerance):
     torch.testing.assert_close(found, diffusers_prediction(denoiser, "sana", context), **tolerance[torch.float32])
 
 
+def test_sana_is_told_scaled_times_where_its_config_says_so(tiny_pipeline, tmp_path, tolerance):
+    """diffusers' Sana pipeline multiplies times by `timestep_scale`; the model itself does not."""
+    folder = shutil.copytree(tiny_pipeline("sana"), tmp_path / "sana")
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"timestep_scale": 0.25}))
+    scaled, plain = (LatentTransformer(str(each)) for each in (folder, tiny_pipeline("sana")))
+    (noisy, time), given = inputs(), conditioning()
+    found = scaled(noisy, time, given).prediction
+    torch.testing.assert_close(found, plain(noisy, time * 0.25, given).prediction, **tolerance[torch.float32])
+    assert not torch.allclose(found, plain(noisy, time, given).prediction, atol=1e-4)
+
+
 # adapters
 
 
@@ -408,3 +420,10 @@ def test_a_folder_that_is_no_pipeline_and_a_missing_one_are_told_apart(tmp_path)
 def test_a_hub_id_that_is_not_cached_says_how_to_get_it():
     with pytest.raises(CheckpointError, match="downloads are off; run once with network: hf download owner/pipeline"):
         latent_denoiser("owner/pipeline", local_files_only=True)
+
+
+def test_a_relative_path_that_is_no_folder_may_have_been_meant_as_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = rf"weights/generator is no folder in {tmp_path} \(relative paths count from there.*\), and as a hub id .* not in the"
+    with pytest.raises(CheckpointError, match=expected):
+        latent_denoiser("weights/generator", local_files_only=True)
