@@ -78,9 +78,12 @@ def states(parameters: int, trained: int, *, stage: int, gpus: int, largest: int
 
 def fits(
     parts: Sequence[PartCost], without: Memory, checkpointed: Memory | None, *,
-    gpus: int, memory: float, batch: int, cached: bool,
+    gpus: int, memory: float, batch: int, cached: bool, multiple: int = 1,
 ) -> list[Fit]:  # fmt: skip
-    """Every stage, without and with activation checkpointing. memory: bytes of one GPU. cached: cacheable parts are not loaded."""
+    """Every stage, without and with activation checkpointing. memory: bytes of one GPU. cached: cacheable parts are not loaded.
+
+    multiple: of what the share of a GPU must be one, such as 2 where images are paired within it.
+    """
     parameters = sum(part.parameters for part in parts if not (cached and part.cacheable))
     trained, largest = sum(part.trained for part in parts), max(part.largest for part in parts)
     found = []
@@ -90,8 +93,8 @@ def fits(
         for stage in STAGES if gpus > 1 else STAGES[:1]:
             held = states(parameters, trained, stage=stage, gpus=gpus, largest=largest)
             room = memory / MARGIN - held.total - pass_memory.fixed
-            largest = max(int(room / pass_memory.per_image), 0)
-            found.append(Fit(stage, checkpointing, held, largest, MARGIN * (held.total + pass_memory.at(batch))))
+            most = max(int(room / pass_memory.per_image), 0) // multiple * multiple
+            found.append(Fit(stage, checkpointing, held, most, MARGIN * (held.total + pass_memory.at(batch))))
     return found
 
 
@@ -105,9 +108,12 @@ def recommended(options: Sequence[Fit], *, batch: int) -> Fit | None:
 
 
 def traffic(
-    parts: Sequence[PartCost], *, gpus: int, stage: int, batch: int, bandwidth: float, rate: float, cached: bool
-) -> Traffic:
+    parts: Sequence[PartCost], *,
+    gpus: int, stage: int, batch: int, bandwidth: float, rate: float, cached: bool, repeated: float = 0.0,
+) -> Traffic:  # fmt: skip
     """Of one update. bandwidth: bytes per second of one GPU through the slowest link; rate: operations per second it reaches.
+
+    repeated: operations of one image that activation checkpointing does for the second time.
 
     Rings move (n - 1) / n of a tensor to reduce and scatter it, and as much to gather it. Stages 0 to 2 do both with the trained
     parameters; stage 3 gathers them in the forward and in the backward pass, and scatters the gradients. Frozen parameters
@@ -116,5 +122,5 @@ def traffic(
     trained = sum(part.trained for part in parts)
     ring = (gpus - 1) / gpus
     moved = ring * WIDTH * trained * (2 if stage < 3 else 3)
-    compute = batch * sum(part.total for part in parts if not (cached and part.cacheable)) / rate
+    compute = batch * (sum(part.total for part in parts if not (cached and part.cacheable)) + repeated) / rate
     return Traffic(gpus, stage, moved, moved / bandwidth, compute)
