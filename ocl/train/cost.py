@@ -210,7 +210,8 @@ def _backward_of(loss: Tensor) -> float:
 def _cost(name: str, part: nn.Module, *operations: float, cacheable: bool = False) -> PartCost:
     parameters = sum(parameter.numel() for parameter in part.parameters())
     largest = max((parameter.numel() for parameter in part.parameters() if parameter.requires_grad), default=0)
-    return PartCost(name, parameters, _trained(part), *operations, cacheable=cacheable, largest=largest)
+    named = dict(zip(("forward", "backward", "contrast", "contrast_backward"), operations, strict=False))
+    return PartCost(name, parameters, _trained(part), **named, cacheable=cacheable, largest=largest)
 
 
 def _trained(part: nn.Module) -> int:
