@@ -315,7 +315,8 @@ def test_kills_at_file_operations_change_nothing(config, undisturbed, tmp_path):
 
 
 def test_kills_at_random_moments_change_nothing(config, undisturbed, tmp_path):
-    run_program(config, tmp_path, "--kill-after", *range(500, 1500, 250))
+    out = run_program(config, tmp_path, "--kill-after", 1, 1, 1, 1)
+    assert out.count("killed") >= 3
     assert entries(tmp_path) == entries(undisturbed)
 
 

@@ -1,6 +1,6 @@
 """Writes a cache in child processes that are killed, and then to its end.
 
-    python cache_program.py CONFIG OUT --kill-after 3 40     each child is killed after so many milliseconds
+    python cache_program.py CONFIG OUT --kill-after 1 2      each child is killed a moment after it wrote so many shards
     python cache_program.py CONFIG OUT --kill-at 1 5         each child is killed at its n-th file operation
 """
 
@@ -23,6 +23,8 @@ from ocl.train import precompute
 sys.path.append(str(Path(__file__).parents[1]))  # tests
 from kills import counted_down
 
+GONE = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
 
 def kill_at_operation(number):
     counted = counted_down(number)
@@ -30,14 +32,21 @@ def kill_at_operation(number):
     precompute.sync, os.replace = counted(precompute.sync), counted(os.replace)
 
 
-def in_child(words, *, milliseconds=None, operation=None):
+def shards(folder):
+    return len([*folder.glob("shard-*")])
+
+
+def in_child(words, folder, *, num_shards=None, operation=None):
+    before = shards(folder)
     child = os.fork()
     if child == 0:
         if operation is not None:
             kill_at_operation(operation)
         os._exit(main(words))
-    if milliseconds is not None:
-        time.sleep(milliseconds / 1000)
+    if num_shards is not None:
+        while shards(folder) < before + num_shards and os.waitid(os.P_PID, child, GONE) is None:
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     print("killed" if os.WIFSIGNALED(status) else f"exit {os.waitstatus_to_exitcode(status)}", flush=True)
@@ -45,16 +54,16 @@ def in_child(words, *, milliseconds=None, operation=None):
 
 parser = argparse.ArgumentParser()
 parser.add_argument("config")
-parser.add_argument("out")
-parser.add_argument("--kill-after", type=float, nargs="*", default=[])
+parser.add_argument("out", type=Path)
+parser.add_argument("--kill-after", type=int, nargs="*", default=[])
 parser.add_argument("--kill-at", type=int, nargs="*", default=[])
 known = parser.parse_args()
 torch.set_num_threads(1)
 precompute.SHARD_BYTES = 20_000  # two samples each
-words = ["cache", known.config, "--out", known.out, "--batch_size", "2", "--device", "cpu"]
+words = ["cache", known.config, "--out", str(known.out), "--batch_size", "2", "--device", "cpu"]
 main([*words, "--estimate"])  # everything is imported, so that a kill hits the writing
-for milliseconds in known.kill_after:
-    in_child(words, milliseconds=milliseconds + random.uniform(0, 5))
+for num_shards in known.kill_after:
+    in_child(words, known.out, num_shards=num_shards)
 for operation in known.kill_at:
-    in_child(words, operation=operation)
+    in_child(words, known.out, operation=operation)
 assert main(words) == 0
