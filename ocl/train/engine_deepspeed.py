@@ -60,6 +60,7 @@ class DeepSpeedEngine(Engine):
         numbers = [value.numel() for value in self._trained.values()]
         settings = deepspeed_config.complete(config, training, size=world.size, trained=numbers)
         self._stage: int = settings["zero_optimization"]["stage"]
+        _check_checkpointing(model, self._stage)
         deepspeed.init_distributed("nccl" if self.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
         self._units = Units(model, compiled(model, training.compile), self.autocast)
         self._engine: Any = deepspeed.initialize(
@@ -225,6 +226,12 @@ class DeepSpeedEngine(Engine):
 
     def _base_optimizer(self) -> torch.optim.Optimizer:
         return self._engine.optimizer.optimizer if self._stage else self._engine.optimizer
+
+
+def _check_checkpointing(model: nn.Module, stage: int) -> None:
+    """Raises ConfigError for selective checkpointing at stage 3: weights that are fetched again are unknown to torch's record."""
+    if stage == 3 and any(getattr(part, "checkpointing", None) == "selective" for part in model.modules()):
+        raise ConfigError("checkpointing: selective does not work with ZeRO stage 3; set it to true, or use stage 0, 1 or 2.")
 
 
 def _check_statistics(model: nn.Module, world: World) -> None:

@@ -62,6 +62,7 @@ class AdaptedUNet(Denoiser):
         self.map_layers = _layers_of_up_block(unet, names, map_block)
         if share_trunk:
             SharedTrunk(self.state).install(unet_trunk(unet))
+        self.checkpointing = checkpointing
         if checkpointing:
             enable_checkpointing(unet, self.state, selective=checkpointing == "selective")
 

@@ -62,6 +62,7 @@ class LatentUNet(Denoiser):
         if share_trunk:
             SharedTrunk(self.state).install(unet_trunk(unet))
         self.share_trunk = share_trunk
+        self.checkpointing = checkpointing
         if checkpointing:
             enable_checkpointing(unet, self.state, selective=checkpointing == "selective")
 
@@ -121,6 +122,7 @@ class LatentTransformer(Denoiser):
         attend_to_slots(model, self.state, trained)
         if share_trunk:
             SharedTrunk(self.state).install(transformer_trunk(model))
+        self.checkpointing = checkpointing
         if checkpointing:
             enable_checkpointing(model, self.state, selective=checkpointing == "selective")
 

@@ -427,3 +427,14 @@ def test_a_relative_path_that_is_no_folder_may_have_been_meant_as_one(tmp_path, 
     expected = rf"weights/generator is no folder in {tmp_path} \(relative paths count from there.*\), and as a hub id .* not in the"
     with pytest.raises(CheckpointError, match=expected):
         latent_denoiser("weights/generator", local_files_only=True)
+
+
+@pytest.mark.parametrize("kind", [LatentUNet, AdaptedUNet])
+def test_selective_checkpointing_is_refused_at_stage_3(tiny_pipeline, kind):
+    from ocl.train.engine_deepspeed import _check_checkpointing
+
+    more = {} if kind is LatentUNet else {"map_block": -1}
+    model = torch.nn.ModuleList([kind(str(tiny_pipeline("sd")), checkpointing="selective", **more)])
+    _check_checkpointing(model, 2)
+    with pytest.raises(ConfigError, match=r"selective does not work with ZeRO stage 3; set it to true"):
+        _check_checkpointing(model, 3)
