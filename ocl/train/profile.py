@@ -68,7 +68,7 @@ def _unless_recomputed(formula: Callable[..., int]) -> Callable[..., int]:
         recomputed = torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
         return 0 if recomputed else formula(*args, **options)
 
-    counted._get_raw = True  # type: ignore[attr-defined]  (the formulas take tensors or shapes already)
+    vars(counted)["_get_raw"] = True  # torch would turn tensors into shapes, which its own formulas do themselves
     return counted
 
 
