@@ -28,6 +28,7 @@ from ocl.train.engine import DTYPES
 from ocl.types import Batch, Features, Mismatch, Moments, Slots
 
 Precision = Literal["fp32", "bf16", "fp16"]
+SIZES = (2, 256)  # batches of fake tensors, which cost nothing
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,17 @@ def part_costs(model: SlotAutoencoder, image_size: tuple[int, int], *, contrast:
 def memory(
     model: SlotAutoencoder, image_size: tuple[int, int], *, contrast: bool, precision: Precision = "fp32", cached: bool = False
 ) -> Memory:
-    """Bytes of one pass of a model on the meta device, from two batch sizes. cached: features and latents come with the batch."""
-    found = {size: _peak(model, image_size, size, contrast=contrast, precision=precision, cached=cached) for size in (2, 4)}
-    per_image = (found[4][1] - found[2][1]) / 2
-    return Memory(found[2][1] - 2 * per_image, per_image, (found[4][0] - found[2][0]) / 2)
+    """Bytes of one pass of a model on the meta device. cached: features and latents come with the batch.
+
+    From a small and a large batch: in a small one the peak may be that of gradients, which tells nothing about an image. The
+    largest of several lines lies below the one through two of its points, so that nothing between them is counted too low.
+    """
+    (saved, peak), (more_saved, more_peak) = (
+        _peak(model, image_size, size, contrast=contrast, precision=precision, cached=cached) for size in SIZES
+    )
+    span = SIZES[1] - SIZES[0]
+    per_image = (more_peak - peak) / span
+    return Memory(peak - SIZES[0] * per_image, per_image, (more_saved - saved) / span)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -207,11 +215,13 @@ def _backward_of(loss: Tensor) -> float:
     return _counted(loss.backward)[0] if loss.requires_grad else 0.0
 
 
-def _cost(name: str, part: nn.Module, *operations: float, cacheable: bool = False) -> PartCost:
+def _cost(
+    name: str, part: nn.Module, forward: float, backward: float = 0.0, contrast: float = 0.0, contrast_backward: float = 0.0, *,
+    cacheable: bool = False,
+) -> PartCost:  # fmt: skip
     parameters = sum(parameter.numel() for parameter in part.parameters())
     largest = max((parameter.numel() for parameter in part.parameters() if parameter.requires_grad), default=0)
-    named = dict(zip(("forward", "backward", "contrast", "contrast_backward"), operations, strict=False))
-    return PartCost(name, parameters, _trained(part), **named, cacheable=cacheable, largest=largest)
+    return PartCost(name, parameters, _trained(part), forward, backward, contrast, contrast_backward, cacheable, largest)
 
 
 def _trained(part: nn.Module) -> int:

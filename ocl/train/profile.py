@@ -68,24 +68,20 @@ def _unless_recomputed(formula: Callable[..., int]) -> Callable[..., int]:
         recomputed = torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
         return 0 if recomputed else formula(*args, **options)
 
-    counted._get_raw = True  # type: ignore[attr-defined]  # the formulas take tensors or shapes already
+    vars(counted)["_get_raw"] = True  # torch would turn tensors into shapes, which its own formulas do themselves
     return counted
 
 
 @final
 class Trace:
-    """Writes run/profile/rank-00000.json, a trace of `updates` updates after the first two of this start; 0 writes none.
-
-    `finish` writes what there is of it when the run ends earlier.
-    """
+    """Writes run/profile/rank-00000.json, a trace of `updates` updates after the first two of this start; 0 writes none."""
 
     def __init__(self, run: Path, rank: int, updates: int, device: torch.device) -> None:
         self._path, self._updates, self._seen = run / "profile" / f"rank-{rank:05d}.json", updates, 0
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
-        made = torch.profiler.profile(activities=kinds, record_shapes=True) if updates else None
-        self._profiler: torch.profiler.profile | None = made
+        self._profiler = torch.profiler.profile(activities=kinds, record_shapes=True) if updates else None
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -98,21 +94,7 @@ class Trace:
             self._profiler.start()
         yield
         if self._seen == _WARMUP + self._updates:
-            self._write(self._profiler)
-
-    def finish(self) -> str | None:
-        """The run ends here. Says what the trace lacks of the updates that were asked for; None where it lacks nothing."""
-        if self._profiler is None:
-            return None
-        asked, traced = f"training.profile={self._updates}", self._seen - _WARMUP
-        if traced < 1:
-            made = f"this start made {self._seen} updates and the first {_WARMUP} are left out"
-            return f"{asked}: nothing was traced, {made}"
-        self._write(self._profiler)
-        return f"{asked}: the trace holds {traced} updates, this start made no more"
-
-    def _write(self, profiler: torch.profiler.profile) -> None:
-        profiler.stop()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(self._path))
-        self._profiler = None
+            self._profiler.stop()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._profiler.export_chrome_trace(str(self._path))
+            self._profiler = None

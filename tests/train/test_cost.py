@@ -12,7 +12,7 @@ from ocl.encoders import CNN
 from ocl.models import coda, slot_attention
 from ocl.ops import backend
 from ocl.train import joint, plan
-from ocl.train.cost import Memory, PartCost, cache_bytes, memory, part_costs
+from ocl.train.cost import Memory, PartCost, cache_bytes, memory, on_fake_cpu, part_costs, passed
 from ocl.types import Batch, Mismatch
 
 pytest.importorskip("diffusers", reason='pip install "ocl[diffusion]" to test latent-diffusion decoders')
@@ -130,6 +130,22 @@ def _saved(model, image, precision):
         loss = loss_of(model, image)
     del loss
     return sum(storage.nbytes() for key, storage in kept.items() if key not in own)
+
+
+def test_an_image_of_a_large_batch_is_not_hidden_by_gradients():
+    """Where many weights are trained, the peak of a small batch is that of their gradients, whatever an image takes."""
+    with torch.device("meta"):
+        model = slot_attention(num_slots=3, slot_dim=512, image_size=16, encoder=CNN(8, stride=4)).train()
+    with backend("reference"):
+        found, (large, larger) = memory(model, (16, 16), contrast=False), (_peak_of(model, size) for size in (256, 512))
+        assert found.per_image == pytest.approx((larger - large) / 256, rel=0.1)
+        assert all(found.at(size) >= 0.999 * _peak_of(model, size) for size in (2, 4, 64, 256))
+
+
+def _peak_of(model, size):
+    with on_fake_cpu(model) as fake:
+        fake.train()
+        return passed(lambda: fake(Batch(torch.empty(size, 3, 16, 16))).decoding.error().mean(), precision="fp32")[1]
 
 
 PEAK = """
