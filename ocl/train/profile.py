@@ -74,14 +74,18 @@ def _unless_recomputed(formula: Callable[..., int]) -> Callable[..., int]:
 
 @final
 class Trace:
-    """Writes run/profile/rank-00000.json, a trace of `updates` updates after the first two of this start; 0 writes none."""
+    """Writes run/profile/rank-00000.json, a trace of `updates` updates after the first two of this start; 0 writes none.
+
+    `finish` writes what there is of it when the run ends earlier.
+    """
 
     def __init__(self, run: Path, rank: int, updates: int, device: torch.device) -> None:
         self._path, self._updates, self._seen = run / "profile" / f"rank-{rank:05d}.json", updates, 0
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
-        self._profiler = torch.profiler.profile(activities=kinds, record_shapes=True) if updates else None
+        made = torch.profiler.profile(activities=kinds, record_shapes=True) if updates else None
+        self._profiler: torch.profiler.profile | None = made
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -94,7 +98,21 @@ class Trace:
             self._profiler.start()
         yield
         if self._seen == _WARMUP + self._updates:
-            self._profiler.stop()
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._profiler.export_chrome_trace(str(self._path))
-            self._profiler = None
+            self._write(self._profiler)
+
+    def finish(self) -> str | None:
+        """The run ends here. Says what the trace lacks of the updates that were asked for; None where it lacks nothing."""
+        if self._profiler is None:
+            return None
+        asked, traced = f"training.profile={self._updates}", self._seen - _WARMUP
+        if traced < 1:
+            made = f"this start made {self._seen} updates and the first {_WARMUP} are left out"
+            return f"{asked}: nothing was traced, {made}"
+        self._write(self._profiler)
+        return f"{asked}: the trace holds {traced} updates, this start made no more"
+
+    def _write(self, profiler: torch.profiler.profile) -> None:
+        profiler.stop()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(self._path))
+        self._profiler = None
