@@ -73,7 +73,7 @@ def test_an_image_does_not_see_its_batch(model, scenes, found):
         equal(alone.attention[name], mass)
     for name, gap in found.gaps.items():
         torch.testing.assert_close(alone.gaps[name], gap, atol=1e-2, rtol=1e-3)  # sums of 256 squares in float32
-    equal(alone.spill, found.spill)
+    torch.testing.assert_close(alone.spill, found.spill, atol=1e-3, rtol=1e-3, equal_nan=True)  # of drawn pictures
     assert abs(alone.shares - found.shares).max() < 0.05
 
 

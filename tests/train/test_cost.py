@@ -242,8 +242,8 @@ def test_checkpointing_is_recommended_only_where_no_stage_does_without():
         return plan.recommended(plan.fits(parts, large, small_passes, **options), batch=batch)
 
     assert (chosen(26_000, 4).stage, chosen(26_000, 4).checkpointing) == (0, False)
-    assert (chosen(14_000, 4).stage, chosen(14_000, 4).checkpointing) == (3, False)
-    assert chosen(14_000, 20).checkpointing
+    assert (chosen(14_500, 4).stage, chosen(14_500, 4).checkpointing) == (3, False)
+    assert chosen(14_500, 20).checkpointing
     assert chosen(100, 1) is None
 
 
