@@ -1,4 +1,4 @@
-
+"""Small pieces that parts are made of."""
 
 from ocl.nn.cross_attention import ProjectedRegisters, RegisterCrossAttention
 

@@ -7,7 +7,7 @@ filling in everything else. Both directions are strict: no tensor may be missing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self, final
@@ -25,13 +25,17 @@ _restored: ContextVar[bool] = ContextVar("restored", default=False)
 
 
 @contextmanager
-def postponing() -> Iterator[None]:
-    """Parts made inside read the weights that they never train when these are used for the first time, or not at all."""
-    token = _postponed.set(True)
+def _raised(flag: ContextVar[bool]) -> Iterator[None]:
+    token = flag.set(True)
     try:
         yield
     finally:
-        _postponed.reset(token)
+        flag.reset(token)
+
+
+def postponing() -> AbstractContextManager[None]:
+    """Parts made inside read the weights that they never train when these are used for the first time, or not at all."""
+    return _raised(_postponed)
 
 
 def is_postponing() -> bool:
@@ -39,17 +43,12 @@ def is_postponing() -> bool:
     return _postponed.get()
 
 
-@contextmanager
-def restoring() -> Iterator[None]:
+def restoring() -> AbstractContextManager[None]:
     """Parts made inside leave out what is computed once and lies in every checkpoint; one must be loaded before they are used.
 
     Such a part says in `awaits` what it waits for: the name of each tensor and its shape, None for a side of any length.
     """
-    token = _restored.set(True)
-    try:
-        yield
-    finally:
-        _restored.reset(token)
+    return _raised(_restored)
 
 
 def is_restoring() -> bool:

@@ -83,20 +83,25 @@ def reference(
     return_maps: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The operator in plain PyTorch: (output, maps). Writes all [B, H, M, K + R] probabilities."""
-    keys, values = (_with_registers(_shown(x, slot_mask), r) for x, r in ((key, register_key), (value, register_value)))
+    keys, values = _with_registers(key, register_key, slot_mask), _with_registers(value, register_value, slot_mask)
     logits = scale * (at_least_float32(query) @ keys.transpose(-1, -2))
     attn, _ = _softmax(logits, _attended(slot_mask, register_key.shape[1]), sink_logits)
     return (attn @ values).to(query.dtype), attn[..., : key.shape[2]].mean(dim=1).transpose(1, 2)
 
 
-def _shown(slots: Tensor, slot_mask: Tensor | None) -> Tensor:
-    """Keys or values [B, H, K, D] with zeros for masked slots, which may hold anything: 0 * NaN is NaN."""
-    return slots if slot_mask is None else slots.masked_fill(~slot_mask[:, None, :, None], 0)
+def _joined(slots: Tensor, registers: Tensor, slot_mask: Tensor | None) -> Tensor:
+    """Keys or values [B, H, K, D] and [H, R, D] -> [B, H, K + R, D].
+
+    Masked slots, which may hold anything, become zeros: 0 * NaN is NaN.
+    """
+    if slot_mask is not None:
+        slots = slots.masked_fill(~slot_mask[:, None, :, None], 0)
+    return torch.cat([slots, registers.expand(slots.shape[0], *registers.shape)], dim=2)
 
 
-def _with_registers(slots: Tensor, registers: Tensor) -> Tensor:
-    """[B, H, K, D] and [H, R, D] -> [B, H, K + R, D] in float32 or wider."""
-    return at_least_float32(torch.cat([slots, registers.expand(slots.shape[0], *registers.shape)], dim=2))
+def _with_registers(slots: Tensor, registers: Tensor, slot_mask: Tensor | None) -> Tensor:
+    """The same in float32 or wider."""
+    return at_least_float32(_joined(slots, registers, slot_mask))
 
 
 def _attended(slot_mask: Tensor | None, num_registers: int) -> Tensor | None:
@@ -211,7 +216,7 @@ def _sdpa(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """torch's scaled_dot_product_attention on keys concatenated for every image; it knows neither maps nor sinks."""
     _refuse("sdpa", sink_logits, return_maps)
-    keys, values = (_joined(_shown(x, slot_mask), r, query) for x, r in ((key, register_key), (value, register_value)))
+    keys, values = _joined(key, register_key, slot_mask), _joined(value, register_value, slot_mask)
     attended = _attended(slot_mask, register_key.shape[1])
     output = F.scaled_dot_product_attention(query, keys, values, attn_mask=attended, scale=scale)
     if attended is not None and register_key.shape[1] == 0:  # without a key left: zeros, whatever the kernel says
@@ -229,8 +234,7 @@ def _xformers(
         from xformers.ops import memory_efficient_attention
     except ImportError:
         raise MissingExtra('register_attention with backend "xformers"', "xformers", "xformers") from None
-    pairs = ((key, register_key), (value, register_value))
-    keys, values = (_joined(_shown(x, slot_mask), r, query).transpose(1, 2) for x, r in pairs)
+    keys, values = (_joined(*pair, slot_mask).transpose(1, 2) for pair in ((key, register_key), (value, register_value)))
     bias = None
     attended = _attended(slot_mask, register_key.shape[1])
     if attended is not None:
@@ -244,10 +248,6 @@ def _refuse(name: str, sink_logits: Tensor | None, return_maps: bool) -> None:
     if return_maps or sink_logits is not None:
         what = "maps" if return_maps else "sinks"
         raise ConfigError(f'register_attention: backend "{name}" has no {what}; use backend("auto") or "reference".')
-
-
-def _joined(slots: Tensor, registers: Tensor, query: Tensor) -> Tensor:
-    return torch.cat([slots, registers.expand(query.shape[0], *registers.shape)], dim=2)
 
 
 # The dispatcher's operators -----------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def _forward(
     slot_mask: Tensor | None, sink_logits: Tensor | None, scale: float, with_maps: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """What csrc/register_attention computes forward, on any device and in any floating dtype."""
-    keys, values = (_with_registers(_shown(x, slot_mask), r) for x, r in ((key, register_key), (value, register_value)))
+    keys, values = _with_registers(key, register_key, slot_mask), _with_registers(value, register_value, slot_mask)
     logits = scale * (at_least_float32(query) @ keys.transpose(-1, -2))
     attn, logsumexp = _softmax(logits, _attended(slot_mask, register_key.shape[1]), sink_logits)
     num_slots = key.shape[2] if with_maps else 0
@@ -282,7 +282,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """What csrc/register_attention computes backward: gradients in the order of TENSORS, empty where not wanted."""
     num_slots, width = key.shape[2], query.dtype
-    keys, values = (_with_registers(_shown(x, slot_mask), r) for x, r in ((key, register_key), (value, register_value)))
+    keys, values = _with_registers(key, register_key, slot_mask), _with_registers(value, register_value, slot_mask)
     query, grad_output = at_least_float32(query), at_least_float32(grad_output)
     logits = scale * (query @ keys.transpose(-1, -2))
     attn, _ = _softmax(logits, _attended(slot_mask, register_key.shape[1]), sink_logits)

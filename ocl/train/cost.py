@@ -28,7 +28,7 @@ from ocl.train.engine import DTYPES
 from ocl.types import Batch, Features, Mismatch, Moments, Slots
 
 Precision = Literal["fp32", "bf16", "fp16"]
-SIZES = (2, 256)  # batches of fake tensors, which cost nothing
+_SIZES = (2, 256)  # batches of fake tensors, which cost nothing
 
 
 @dataclass(frozen=True)
@@ -106,17 +106,20 @@ def part_costs(model: SlotAutoencoder, image_size: tuple[int, int], *, contrast:
 def memory(
     model: SlotAutoencoder, image_size: tuple[int, int], *, contrast: bool, precision: Precision = "fp32", cached: bool = False
 ) -> Memory:
-    """Bytes of one pass of a model on the meta device. cached: features and latents come with the batch.
+    """Bytes of one pass of a model on the meta device. cached: features and latents come with the batch."""
+    return measured(lambda size: _peak(model, image_size, size, contrast=contrast, precision=precision, cached=cached))
+
+
+def measured(run: Callable[[int], tuple[float, float]]) -> Memory:
+    """run: batch size -> (bytes saved for the backward pass, bytes at the peak).
 
     From a small and a large batch: in a small one the peak may be that of gradients, which tells nothing about an image. The
     largest of several lines lies below the one through two of its points, so that nothing between them is counted too low.
     """
-    (saved, peak), (more_saved, more_peak) = (
-        _peak(model, image_size, size, contrast=contrast, precision=precision, cached=cached) for size in SIZES
-    )
-    span = SIZES[1] - SIZES[0]
-    per_image = (more_peak - peak) / span
-    return Memory(peak - SIZES[0] * per_image, per_image, (more_saved - saved) / span)
+    small, large = _SIZES
+    (saved, peak), (more_saved, more_peak) = run(small), run(large)
+    per_image = (more_peak - peak) / (large - small)
+    return Memory(peak - small * per_image, per_image, (more_saved - saved) / (large - small))
 
 
 class LiveBytes(TorchDispatchMode):

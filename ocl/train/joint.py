@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ocl.decoders.diffusion.known import JOINT
 from ocl.decoders.diffusion.pipeline import import_diffusers, quiet_diffusers
 from ocl.errors import ConfigError
-from ocl.train.cost import SIZES, Memory, PartCost, Precision, on_fake_cpu, passed
+from ocl.train.cost import Memory, PartCost, Precision, measured, on_fake_cpu, passed
 
 _TRAINED = (".add_k_proj.", ".add_v_proj.")
 
@@ -50,14 +50,13 @@ def joint_cost(model: nn.Module, image_size: tuple[int, int], *, num_tokens: int
 
 def joint_memory(model: nn.Module, image_size: tuple[int, int], *, num_tokens: int, contrast: bool, precision: Precision) -> Memory:
     """As `ocl.train.cost.memory`, of the denoiser alone; both halves of a contrastive pass are decoded at once."""
-    found = []
-    for size in SIZES:
+
+    def run(size: int) -> tuple[float, float]:
+        images = size * (2 if contrast else 1)
         with on_fake_cpu(model) as fake:
-            images = size * (2 if contrast else 1)
-            found.append(passed(lambda: _loss(fake, images, image_size, num_tokens), precision=precision))  # noqa: B023
-    span = SIZES[1] - SIZES[0]
-    saved, per_image = ((more - less) / span for less, more in zip(*found, strict=True))
-    return Memory(found[0][1] - SIZES[0] * per_image, per_image, saved)
+            return passed(lambda: _loss(fake, images, image_size, num_tokens), precision=precision)
+
+    return measured(run)
 
 
 def _loss(model: Any, size: int, image_size: tuple[int, int], num_tokens: int) -> Tensor:
