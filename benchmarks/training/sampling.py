@@ -109,14 +109,12 @@ def build(folder: Path, size: Size, batch: int, device: str, *, compile_too: boo
         "published": (lambda steps: published.guided(vectors, noise, steps=steps, guidance=2.0), decoder.autoencoder.decode)
     }
     for position, switch in enumerate(SWITCHES):
-        if switch == "channels-last":  # a copy, since the layout is the weights' own
+        if switch == "compile" and not compile_too:
+            continue
+        if switch in ("channels-last", "compile"):  # copies: both change the model itself
             model = ours(folder, size, device).eval()
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if switch == "compile":
-            if not compile_too:
-                continue
-            model = ours(folder, size, device).eval()
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             compiled(model, "denoiser")
         ways[switch] = _way(model.decoder, slots, side, draws, SWITCHES[: position + 1])
     return ways
