@@ -1,8 +1,10 @@
-"""A run that trains in a second, shared by the tests of all commands."""
+"""A run that trains in a second, and pictures, shared by the tests of all commands."""
 
 import pytest
 
 from ocl.cli.main import main
+from ocl.data import Scenes
+from ocl.vis.png import to_picture, write_png
 
 TINY = """
 model:
@@ -30,3 +32,12 @@ def tiny_run(tiny_config, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "tiny"
     assert main(["train", "--config", str(tiny_config), "--run", str(run)]) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder with 0.png to 2.png."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(3):
+        write_png(folder / f"{number}.png", to_picture(Scenes(image_size=64)[number].image))
+    return folder

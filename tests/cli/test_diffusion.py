@@ -113,17 +113,6 @@ def drawn_run(tmp_path_factory, tiny_pipeline):
     return folder / "run"
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    from ocl.data import Scenes
-    from ocl.vis.png import to_picture, write_png
-
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(3):
-        write_png(folder / f"{number}.png", to_picture(Scenes(image_size=64)[number].image))
-    return folder
-
-
 def draw(command, run, pictures, out, *words):
     return main([command, str(run), str(pictures), *words, "--out", str(out), "--steps", "2", "--device", "cpu"])
 

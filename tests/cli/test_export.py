@@ -8,12 +8,10 @@ import yaml
 
 from ocl.cli.experiment import read_run
 from ocl.cli.main import main
-from ocl.data import Scenes
 from ocl.models import SlotAutoencoder
 from ocl.models.exporters import export_coda
 from ocl.train import load_model
 from ocl.types import Batch
-from ocl.vis.png import to_picture, write_png
 
 CODA = """
 model:
@@ -101,14 +99,6 @@ def test_the_coda_layout_names_backbone_grid_and_contrast(coda_run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for number in range(2):
-        write_png(folder / f"{number}.png", to_picture(Scenes(image_size=64)[number].image))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def hub_folder(coda_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub") / "model"
     assert main(["export", str(coda_run), str(folder)]) == 0
@@ -129,8 +119,8 @@ def files_of(folder):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_folder_in_the_hub_s_layout_is_used_like_its_run(coda_run, hub_folder, photos, tmp_path, name):
-    words = [word.replace("PHOTOS", str(photos)) for word in COMMANDS[name]]
+def test_a_folder_in_the_hub_s_layout_is_used_like_its_run(coda_run, hub_folder, pictures, tmp_path, name):
+    words = [word.replace("PHOTOS", str(pictures)) for word in COMMANDS[name]]
     for source, out in ((coda_run, "run"), (hub_folder, "hub")):
         assert main([name, str(source), *words, "--out", str(tmp_path / out), "--device", "cpu"]) == 0
     assert files_of(tmp_path / "hub") and files_of(tmp_path / "hub") == files_of(tmp_path / "run")
@@ -145,21 +135,22 @@ def test_a_folder_in_the_hub_s_layout_is_used_like_its_run(coda_run, hub_folder,
         (["evaluate", "PHOTOS"], "holds neither config.yaml nor config.json"),
     ],
 )
-def test_what_a_folder_does_not_say_is_asked_for(hub_folder, photos, words, message, capsys):
-    assert main([word.replace("HUB", str(hub_folder)).replace("PHOTOS", str(photos)) for word in words]) == 2
+def test_what_a_folder_does_not_say_is_asked_for(hub_folder, pictures, words, message, capsys):
+    assert main([word.replace("HUB", str(hub_folder)).replace("PHOTOS", str(pictures)) for word in words]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_published_checkpoint_is_converted_and_drawn_with(coda_run, tiny_pipeline, tiny_vit, photos, tmp_path, capsys):
+def test_a_published_checkpoint_is_converted_and_drawn_with(coda_run, tiny_pipeline, tiny_vit, pictures, tmp_path, capsys):
     experiment = read_run(coda_run, prog="ocl")
     model = experiment.model()
     load_model(coda_run, model)
     export_coda(model, tmp_path / "official", weights="elsewhere/pipeline", grid=7)
-    assert main(["reconstruct", str(tmp_path / "official"), str(photos)]) == 2
+    assert main(["reconstruct", str(tmp_path / "official"), str(pictures)]) == 2
     assert "is a published CODA checkpoint; run `ocl convert" in capsys.readouterr().err
     words = ["--weights", str(tiny_pipeline("sd")), "--encoder", "DINOv2", "--encoder.weights", str(tiny_vit("dinov2"))]
     assert main(["convert", str(tmp_path / "official"), str(tmp_path / "ours"), *words, "--encoder.image_size", "56"]) == 0
-    assert main(["reconstruct", str(tmp_path / "ours"), str(photos), "--image_size", "64", "--steps", "2", "--device", "cpu"]) == 0
+    words = ["--image_size", "64", "--steps", "2", "--device", "cpu"]
+    assert main(["reconstruct", str(tmp_path / "ours"), str(pictures), *words]) == 0
     with torch.no_grad():
         again = SlotAutoencoder.from_pretrained(tmp_path / "ours")
         torch.testing.assert_close(predictions(again), predictions(model.eval()))

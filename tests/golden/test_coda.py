@@ -26,14 +26,6 @@ ROUNDING = 1e-10  # the smallest other gradient is 1e4 times as large
 
 
 @pytest.fixture(scope="module")
-def folder(golden):
-    found = golden / "coda_reference"
-    if not found.is_dir():
-        pytest.skip(f"{found} is missing; set OCL_GOLDEN to the folder of recorded outputs")
-    return found
-
-
-@pytest.fixture(scope="module")
 def recorded(folder):
     return load_file(folder / "training_step.safetensors")
 

@@ -16,14 +16,6 @@ IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
 
-@pytest.fixture
-def coda(golden):
-    folder = golden / "coda_reference"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is missing; set OCL_GOLDEN to the folder of recorded outputs")
-    return folder
-
-
 def dino_features(folder, image, side):
     """The recorded recipe with transformers alone: resize to side * 14 pixels, ImageNet statistics, patch tokens."""
     transformers = pytest.importorskip("transformers", reason="pip install transformers to compare with recorded features")
@@ -35,27 +27,27 @@ def dino_features(folder, image, side):
 
 
 @pytest.mark.parametrize("form", ["plain", "absorbed"])
-def test_slots_and_attention_equal_the_published_code(coda, form):
-    step = load_file(coda / "training_step.safetensors")
-    sizes = json.loads((coda / "parameters.json").read_text())
-    module, init = coda_slots(coda / "official-layout-checkpoint")
+def test_slots_and_attention_equal_the_published_code(folder, form):
+    step = load_file(folder / "training_step.safetensors")
+    sizes = json.loads((folder / "parameters.json").read_text())
+    module, init = coda_slots(folder / "official-layout-checkpoint")
     module.form = form
     grid = (sizes["grid"], sizes["grid"])
     noise = step["draw0_randn"]
     noise = noise.repeat(len(step["image"]) // len(noise), 1, 1)
-    slots = module(Features(dino_features(coda, step["image"], sizes["grid"]), grid), init(len(noise), noise=noise))
+    slots = module(Features(dino_features(folder, step["image"], sizes["grid"]), grid), init(len(noise), noise=noise))
     torch.testing.assert_close(slots.vectors, step["out_slots"], atol=1e-5, rtol=0)
     torch.testing.assert_close(slots.attn.transpose(1, 2), step["out_attn"].sum(dim=1), atol=1e-5, rtol=0)
 
 
-def tampered(coda, tmp_path, change):
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(coda / "official-layout-checkpoint", folder, copy_function=shutil.copyfile)
-    path = folder / "encoder" / "diffusion_pytorch_model.safetensors"
+def tampered(folder, tmp_path, change):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(folder / "official-layout-checkpoint", copy, copy_function=shutil.copyfile)
+    path = copy / "encoder" / "diffusion_pytorch_model.safetensors"
     state = load_file(path)
     change(state)
     save_file(state, path)
-    return folder
+    return copy
 
 
 @pytest.mark.parametrize(
@@ -67,17 +59,17 @@ def tampered(coda, tmp_path, change):
         (lambda state: state.update({"slot_attn.pos.pe": torch.zeros(1, 4, 4, 4)}), "cell centres"),
     ],
 )
-def test_a_checkpoint_with_other_keys_is_refused(coda, tmp_path, change, message):
+def test_a_checkpoint_with_other_keys_is_refused(folder, tmp_path, change, message):
     with pytest.raises(CheckpointError, match=message):
-        coda_slots(tampered(coda, tmp_path, change))
+        coda_slots(tampered(folder, tmp_path, change))
 
 
-def test_a_truncated_checkpoint_is_refused(coda, tmp_path):
-    folder = tampered(coda, tmp_path, lambda state: None)
-    path = folder / "encoder" / "diffusion_pytorch_model.safetensors"
+def test_a_truncated_checkpoint_is_refused(folder, tmp_path):
+    copy = tampered(folder, tmp_path, lambda state: None)
+    path = copy / "encoder" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="damaged"):
-        coda_slots(folder)
+        coda_slots(copy)
 
 
 def test_a_missing_checkpoint_names_the_folder_to_pass(tmp_path):

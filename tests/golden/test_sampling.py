@@ -13,14 +13,6 @@ from ocl.types import Slots
 
 
 @pytest.fixture(scope="module")
-def folder(golden):
-    found = golden / "coda_reference"
-    if not found.is_dir():
-        pytest.skip(f"{found} is missing; set OCL_GOLDEN to the folder of recorded outputs")
-    return found
-
-
-@pytest.fixture(scope="module")
 def model(folder):
     encoder = ViT(str(folder / "tiny-dinov2"))
     return coda_model(folder / "official-layout-checkpoint", weights=str(folder / "tiny-stable-diffusion"), encoder=encoder)
