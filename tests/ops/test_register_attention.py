@@ -43,10 +43,39 @@ def call(made, *, sink=True, **options):
     return register_attention(*views, sink_logits=made["sink_logits"] if sink else None, **options)
 
 
+def ramps(outputs):
+    """The gradients of outputs in the tests."""
+    return [torch.linspace(1, 2, x.numel(), dtype=torch.float64).view_as(x) for x in outputs]
+
+
 def gradients(made, outputs):
     wanted = [name for name in TENSORS if made[name].requires_grad]
-    total = sum((x.double() * torch.linspace(1, 2, x.numel()).view_as(x)).sum() for x in outputs)
+    total = sum((x.double() * ramp).sum() for x, ramp in zip(outputs, ramps(outputs), strict=True))
     return dict(zip(wanted, torch.autograd.grad(total, [made[name] for name in wanted]), strict=True))
+
+
+@torch.no_grad()
+def terms(query, key, value, register_key, register_value, sink, mask, grad_output, grad_maps):
+    """What the output and the gradients are sums of, in absolute values: they may be small differences of these."""
+    heads, slots, scale = query.shape[1], key.shape[2], query.shape[3] ** -0.5
+    kept = torch.ones(len(query), slots, dtype=torch.bool) if mask is None else mask
+    keys, values = (
+        torch.cat([x, registers.expand(len(query), *registers.shape)], 2)
+        for x, registers in ((key * kept[:, None, :, None], register_key), (value * kept[:, None, :, None], register_value))
+    )
+    logits = scale * query @ keys.mT
+    logits[..., :slots] = logits[..., :slots].masked_fill(~kept[:, None, None, :], -math.inf)
+    end = (torch.full((heads,), -math.inf) if sink is None else sink)[None, :, None, None].expand(*logits.shape[:3], 1)
+    weights = torch.cat([logits, end], -1).softmax(-1).nan_to_num()
+    weights, at_sink = weights[..., :-1], weights[..., -1:]
+    grad_weights = grad_output.abs() @ values.abs().mT
+    grad_weights[..., :slots] += grad_maps.abs().mT[:, None] / heads
+    mean = (weights * grad_weights).sum(-1, keepdim=True)
+    grad_logits = weights * (grad_weights + mean)
+    grad_keys, grad_values = scale * grad_logits.mT @ query.abs(), weights.mT @ grad_output.abs()
+    gradients = [scale * grad_logits @ keys.abs(), grad_keys[:, :, :slots], grad_values[:, :, :slots]]
+    gradients += [grad_keys[:, :, slots:].sum(0), grad_values[:, :, slots:].sum(0)]
+    return weights @ values.abs(), gradients if sink is None else [*gradients, (at_sink * mean).sum((0, 2, 3))]
 
 
 def error(found, exact):
@@ -246,21 +275,21 @@ def test_fused_equals_float64_for_any_shape_stride_and_mask(data):
         output, maps = register_attention(*tensors, slot_mask=mask, sink_logits=sink, return_maps=True)
     wide = [x.double() for x in tensors]
     exact = reference(*wide, scale=sizes["D"] ** -0.5, slot_mask=mask, sink_logits=None if sink is None else sink.double())
-    for left, right in zip((output, maps), exact, strict=True):
+    of_output, of_gradients = terms(*wide, sink, mask, *ramps(exact))
+    for left, right, bound in zip((output, maps), exact, (of_output, exact[1]), strict=True):
         assert left.shape == right.shape and left.isfinite().all()
-        assert float((left.double() - right).norm()) <= LIMIT[dtype] * float(right.norm()) + 1e-12
+        assert (left.double() - right).norm() <= LIMIT[dtype] * bound.norm() + 1e-12
     names = [name for name in TENSORS if name != "sink_logits" or sink is not None]
-    left, right = (
-        torch.autograd.grad(sum(x.double().square().sum() for x in pair), [made[n] for n in names], allow_unused=True)
-        for pair in ((output, maps), exact)
-    )
-    for name, found, expected in zip(names, left, right, strict=True):
+    leaves = [made[name] for name in names]
+    left, right = (torch.autograd.grad([x.double() for x in pair], leaves, ramps(pair), allow_unused=True) for pair in ((output, maps), exact))
+    bounds = torch.autograd.grad(wide if sink is None else [*wide, sink.double()], leaves, of_gradients, allow_unused=True)
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    for name, found, expected, bound in zip(names, left, right, bounds, strict=True):
         if expected is None or found is None:
             assert found is None or not found.any()
             continue
-        # a small gradient is a difference of larger numbers: each element may add a little to the norm it is measured by
-        bound = float(expected.norm()) + 0.05 * expected.numel() ** 0.5
-        assert float((found.double() - expected.double()).norm()) <= 4 * LIMIT[dtype] * bound + 1e-10, name
+        limit = 2 * LIMIT[dtype] * bound.double().norm() + smallest * expected.numel() ** 0.5
+        assert (found.double() - expected.double()).norm() <= limit, name
 
 
 @needs_fused
