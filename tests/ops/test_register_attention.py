@@ -281,7 +281,9 @@ def test_fused_equals_float64_for_any_shape_stride_and_mask(data):
         assert (left.double() - right).norm() <= LIMIT[dtype] * bound.norm() + 1e-12
     names = [name for name in TENSORS if name != "sink_logits" or sink is not None]
     leaves = [made[name] for name in names]
-    left, right = (torch.autograd.grad([x.double() for x in pair], leaves, ramps(pair), allow_unused=True) for pair in ((output, maps), exact))
+    left, right = (
+        torch.autograd.grad([x.double() for x in pair], leaves, ramps(pair), allow_unused=True) for pair in ((output, maps), exact)
+    )
     bounds = torch.autograd.grad(wide if sink is None else [*wide, sink.double()], leaves, of_gradients, allow_unused=True)
     smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     for name, found, expected, bound in zip(names, left, right, bounds, strict=True):

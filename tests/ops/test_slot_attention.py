@@ -47,7 +47,7 @@ def gradients(tensors, outputs):
 
 @torch.no_grad()
 def terms(query, key, value, grad_updates, grad_attn, *, scale, eps, eps_on):
-    """What updates and the gradients of query, key, value are sums of, in absolute values: they may be small differences of these."""
+    """What updates and the gradients of query, key, value are sums of, in absolute values: they may be much smaller."""
     _, attn = reference(query, key, value, scale=scale, eps=eps, eps_on=eps_on)
     weights = attn + eps if eps_on == "weights" else attn
     total = weights.sum(-1, keepdim=True) + (0 if eps_on == "weights" else eps)
