@@ -18,7 +18,7 @@
 namespace ocl {
 namespace {
 
-constexpr const char* kNames[] = {"portable", "avx2", "avx512", "amx"};
+constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
 
 #if OCL_CPU_X86
 struct Registers {
@@ -61,8 +61,9 @@ CpuIsa widest() {
   const uint32_t saved = saved_registers();
   if (!has(saved, {1, 2}) || !has(extended.ebx, {5})) return CpuIsa::portable;                    // AVX2
   if (!has(saved, {5, 6, 7}) || !has(extended.ebx, {16, 17, 30, 31})) return CpuIsa::avx2;        // AVX-512 F, DQ, BW, VL
-  if (!has(saved, {17, 18}) || !has(extended.edx, {22, 24}) || !has(more.eax, {5})) return CpuIsa::avx512;  // AMX bf16, tiles; AVX-512 bf16
-  return tiles_permitted() ? CpuIsa::amx : CpuIsa::avx512;
+  if (!has(more.eax, {5})) return CpuIsa::avx512;                                                           // AVX-512 BF16
+  if (!has(saved, {17, 18}) || !has(extended.edx, {22, 24})) return CpuIsa::avx512_bf16;                    // AMX bf16, tiles
+  return tiles_permitted() ? CpuIsa::amx : CpuIsa::avx512_bf16;
 }
 #else
 CpuIsa widest() { return CpuIsa::portable; }
@@ -79,7 +80,7 @@ CpuIsa choose() {
   for (int isa = 0; isa <= static_cast<int>(available()); ++isa) {
     if (std::strcmp(request, kNames[isa]) == 0) return static_cast<CpuIsa>(isa);
   }
-  std::fprintf(stderr, "ocl: OCL_CPU_ISA expects portable, avx2, avx512 or amx, up to what this processor has (%s), got %s; using %s\n",
+  std::fprintf(stderr, "ocl: OCL_CPU_ISA expects portable, avx2, avx512, avx512_bf16 or amx, up to what this processor has (%s), got %s; using %s\n",
                cpu_isa_name(available()), request, cpu_isa_name(available()));
   return available();
 }

@@ -11,6 +11,9 @@ void run(const Work& work, const ParallelFor& parallel) {
     case CpuIsa::amx:
       if (work.in.dtype == Dtype::bfloat16) return amx::register_attention(work, parallel);
       return avx512::register_attention(work, parallel);
+    case CpuIsa::avx512_bf16:
+      if (work.in.dtype == Dtype::bfloat16) return avx512_bf16::register_attention(work, parallel);
+      return avx512::register_attention(work, parallel);
     case CpuIsa::avx512: return avx512::register_attention(work, parallel);
     case CpuIsa::avx2: return avx2::register_attention(work, parallel);
     case CpuIsa::portable: break;

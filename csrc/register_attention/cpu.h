@@ -23,6 +23,11 @@ void register_attention(const RegisterAttentionForward& work, const ParallelFor&
 void register_attention(const RegisterAttentionBackward& work, const ParallelFor& parallel);
 }  // namespace avx512
 
+namespace avx512_bf16 {  // bfloat16 only
+void register_attention(const RegisterAttentionForward& work, const ParallelFor& parallel);
+void register_attention(const RegisterAttentionBackward& work, const ParallelFor& parallel);
+}  // namespace avx512_bf16
+
 namespace amx {  // bfloat16 only
 void register_attention(const RegisterAttentionForward& work, const ParallelFor& parallel);
 void register_attention(const RegisterAttentionBackward& work, const ParallelFor& parallel);

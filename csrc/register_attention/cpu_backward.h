@@ -39,6 +39,8 @@ class BackwardBlocks {
         grad_scores_(kBlockRows * layout_.columns) {
     std::fill_n(query_.data(), kBlockRows * Arithmetic::row_size(work.in), Element{});
     std::fill_n(grad_output_.data(), kBlockRows * Arithmetic::row_size(work.in), Element{});
+    std::fill_n(attention_.data(), kBlockRows * layout_.columns, 0.0f);
+    std::fill_n(grad_scores_.data(), kBlockRows * layout_.columns, 0.0f);
   }
 
   void run(int64_t image, int64_t head, int64_t first_row, int64_t last_row, float* sums) {
@@ -76,7 +78,7 @@ class BackwardBlocks {
       prefetch(first + row);
       const Floats shift = broadcast(finite_logsumexp(first + row) * kLog2E);
       for (int64_t column = 0; column < layout_.columns; column += kLanes) {
-        store(scores + column, exp2(load(scores + column) * factor - shift));
+        store(scores + column, exp2<Arithmetic::kExp2>(load(scores + column) * factor - shift));
       }
     }
   }
@@ -102,20 +104,30 @@ class BackwardBlocks {
   }
 
   void softmax_backward(int64_t first, int64_t rows, float* sums) {
+    alignas(64) float means[kBlockRows];
+    for (int64_t row = 0; row < rows; row += kLanes) store(means + row, weighted_sums(row));
     const float* attention = attention_.data();
     float* grads = grad_scores_.data();
     for (int64_t row = 0; row < rows; ++row, attention += layout_.columns, grads += layout_.columns) {
-      Floats products = {};
+      const Floats mean = broadcast(means[row]);
       for (int64_t column = 0; column < layout_.columns; column += kLanes) {
-        products = load(attention + column) * load(grads + column) + products;
+        store(grads + column, load(attention + column) * (load(grads + column) - mean));
       }
-      const float mean = sum(products);
-      const Floats means = broadcast(mean);
-      for (int64_t column = 0; column < layout_.columns; column += kLanes) {
-        store(grads + column, load(attention + column) * (load(grads + column) - means));
-      }
-      if (wanted_.sink) sums[sums_.sink] -= mean * exp2((in_.sink_logits[head_] - finite_logsumexp(first + row)) * kLog2E);
+      if (wanted_.sink) sums[sums_.sink] -= means[row] * exp2((in_.sink_logits[head_] - finite_logsumexp(first + row)) * kLog2E);
     }
+  }
+
+  // Sum over keys of attention * grad_scores, for kLanes rows.
+  OCL_INLINE Floats weighted_sums(int64_t first_row) const {
+    Floats products[kLanes];
+    for (int64_t row = 0; row < kLanes; ++row) {
+      const int64_t start = (first_row + row) * layout_.columns;
+      products[row] = Floats{};
+      for (int64_t i = start; i < start + layout_.columns; i += kLanes) {
+        products[row] = load(attention_.data() + i) * load(grad_scores_.data() + i) + products[row];
+      }
+    }
+    return reduce_rows(products, [](Floats a, Floats b) { return a + b; });
   }
 
   void write_grad_query(int64_t first, int64_t rows) {

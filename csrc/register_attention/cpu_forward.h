@@ -32,6 +32,7 @@ class ForwardBlocks {
         scores_(kBlockRows * layout_.columns),
         output_(kBlockRows * layout_.width) {
     std::fill_n(query_.data(), kBlockRows * Arithmetic::row_size(work.in), Element{});
+    std::fill_n(scores_.data(), kBlockRows * layout_.columns, 0.0f);
   }
 
   void set_image(int64_t image) {
@@ -59,36 +60,50 @@ class ForwardBlocks {
   }
 
   // Leaves 2^(score - max), and their sums and logarithms per row. Three passes over the block rather than one per row: the
-  // chain from a row's maximum to its sum is longer than what a processor looks ahead.
+  // chain from a row's maximum to its sum is longer than what a processor looks ahead, and kLanes rows share what follows a pass.
   void softmax(int64_t head, int64_t first, int64_t rows) {
     const float infinity = std::numeric_limits<float>::infinity();
     const float sink = in_.sink_logits != nullptr ? in_.sink_logits[head] * kLog2E : -infinity;
     alignas(64) float tops[kBlockRows], totals[kBlockRows * kLanes];
-    const float lowest = std::max(sink, -FLT_MAX);  // finite, so that a row of -infinity becomes zeros
+    const Floats lowest = broadcast(std::max(sink, -FLT_MAX));  // finite, so that a row of -infinity becomes zeros
     const float factor = Arithmetic::score_factor(in_);
-    for (int64_t row = 0; row < rows; ++row) tops[row] = largest(scores_.data() + row * layout_.columns, factor, lowest);
+    for (int64_t row = 0; row < rows; row += kLanes) store(tops + row, maximum(largest(row) * broadcast(factor), lowest));
     for (int64_t row = 0; row < rows; ++row) {
       prefetch(head, first + row);
       store(totals + row * kLanes, exponentiate(scores_.data() + row * layout_.columns, factor, tops[row]));
     }
-    for (int64_t row = 0; row < rows; ++row) {
-      const float row_sum = sum(load(totals + row * kLanes)) + (sink == -infinity ? 0.0f : exp2(sink - tops[row]));
-      inverse_sum_[row] = row_sum == 0.0f ? 0.0f : 1.0f / row_sum;
-      if (work_.logsumexp != nullptr) logsumexp_[row] = row_sum == 0.0f ? -infinity : tops[row] * kLn2 + std::log(row_sum);
+    for (int64_t row = 0; row < rows; row += kLanes) {
+      const Floats top = load(tops + row), none = {};
+      Floats total = sums(totals + row * kLanes);
+      if (sink != -infinity) total += exp2(broadcast(sink) - top);
+      store(inverse_sum_ + row, select(total == none, none, broadcast(1.0f) / total));
+      if (work_.logsumexp == nullptr) continue;
+      store(logsumexp_ + row, select(total == none, broadcast(-infinity), (top + log2(total)) * broadcast(kLn2)));
     }
   }
 
-  float largest(const float* scores, float factor, float lowest) const {
-    Floats largest = broadcast(-FLT_MAX);
-    for (int64_t column = 0; column < layout_.columns; column += kLanes) largest = maximum(largest, load(scores + column));
-    return std::max(maximum(largest) * factor, lowest);
+  // Of the scores of kLanes rows.
+  OCL_INLINE Floats largest(int64_t first_row) const {
+    Floats tops[kLanes];
+    for (int64_t row = 0; row < kLanes; ++row) {
+      const float* scores = scores_.data() + (first_row + row) * layout_.columns;
+      tops[row] = broadcast(-FLT_MAX);
+      for (int64_t column = 0; column < layout_.columns; column += kLanes) tops[row] = maximum(tops[row], load(scores + column));
+    }
+    return reduce_rows(tops, [](Floats a, Floats b) { return maximum(a, b); });
+  }
+
+  OCL_INLINE static Floats sums(const float* totals) {
+    Floats rows[kLanes];
+    for (int64_t row = 0; row < kLanes; ++row) rows[row] = load(totals + row * kLanes);
+    return reduce_rows(rows, [](Floats a, Floats b) { return a + b; });
   }
 
   OCL_INLINE Floats exponentiate(float* scores, float factor, float top) const {
     const Floats factors = broadcast(factor), tops = broadcast(top);
     Floats total = {};
     for (int64_t column = 0; column < layout_.columns; column += kLanes) {
-      const Floats power = exp2(load(scores + column) * factors - tops);
+      const Floats power = exp2<Arithmetic::kExp2>(load(scores + column) * factors - tops);
       store(scores + column, power);
       total += power;
     }
@@ -119,7 +134,7 @@ class ForwardBlocks {
   Exclusion exclusion_;
   Scratch<Element> query_;
   Scratch<float> scores_, output_;
-  float inverse_sum_[kBlockRows], logsumexp_[kBlockRows];
+  alignas(64) float inverse_sum_[kBlockRows], logsumexp_[kBlockRows];
   int64_t image_ = 0;
 };
 

@@ -74,10 +74,10 @@ class TilePanels {
   // C = A B for scores: rows of `depth` times the transposed panels.
   template <class Tiles>
   void multiply_scores(Tiles& tiles, const BFloat16* rows, int64_t num_rows, int64_t image, int64_t head, float* scores) const {
-    const int64_t depth = layout_.depth, columns = layout_.sums.columns;
-    multiply_tiles(tiles, {{rows, depth, panel(image, head), 2 * layout_.own, depth}}, num_rows, layout_.own,
+    const int64_t depth = layout_.depth, columns = layout_.sums.columns, steps = round_up(in_.D, Tiles::kSteps);
+    multiply_tiles(tiles, {{rows, depth, panel(image, head), 2 * layout_.own, steps}}, num_rows, layout_.own,
                    {scores, columns, false});
-    multiply_tiles(tiles, {{rows, depth, panel(in_.B, head), 2 * layout_.shared, depth}}, num_rows, layout_.shared,
+    multiply_tiles(tiles, {{rows, depth, panel(in_.B, head), 2 * layout_.shared, steps}}, num_rows, layout_.shared,
                    {scores + layout_.own, columns, false});
   }
 
@@ -85,8 +85,12 @@ class TilePanels {
   template <class Tiles>
   void multiply_rows(Tiles& tiles, const BFloat16* weights, int64_t num_rows, int64_t image, int64_t head, float* rows) const {
     const int64_t width = layout_.sums.width, columns = layout_.sums.columns;
+    // The padding between the slots and the first registers is left out where a product takes few steps at once.
+    const int64_t registers = std::min(layout_.sums.slots / Tiles::kSteps * Tiles::kSteps, layout_.own);
+    const int64_t slots = std::min(round_up(in_.K, Tiles::kSteps), registers);
     multiply_tiles(tiles,
-                   {{weights, columns, panel(image, head), 2 * width, layout_.own},
+                   {{weights, columns, panel(image, head), 2 * width, slots},
+                    {weights + registers, columns, panel(image, head) + registers * width, 2 * width, layout_.own - registers},
                     {weights + layout_.own, columns, panel(in_.B, head), 2 * width, layout_.shared}},
                    num_rows, width, {rows, width, false});
   }
@@ -279,6 +283,7 @@ template <class Tiles>
 class TileArithmetic {
  public:
   using Element = BFloat16;
+  static constexpr Exp2 kExp2 = Exp2::coarse;
   using Panels = TilePanels;
   using KeyGradients = TileKeyGradients<Tiles>;
 

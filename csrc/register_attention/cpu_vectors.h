@@ -133,6 +133,7 @@ class VectorKeyGradients {
 class VectorArithmetic {
  public:
   using Element = float;  // of the rows that multiply keys and values
+  static constexpr Exp2 kExp2 = Exp2::full;
   using Panels = VectorPanels;
   using KeyGradients = VectorKeyGradients;
 

@@ -9,6 +9,7 @@ void run(const Work& work, const ParallelFor& parallel) {
 #if OCL_CPU_X86
   switch (cpu_isa()) {
     case CpuIsa::amx:  // no products of its own: few slots leave most of a tile empty
+    case CpuIsa::avx512_bf16:
     case CpuIsa::avx512: return avx512::slot_attention(work, parallel);
     case CpuIsa::avx2: return avx2::slot_attention(work, parallel);
     case CpuIsa::portable: break;

@@ -56,7 +56,7 @@ class Ahead {
 
 // to[i] = sum over the lanes of values[i].
 OCL_INLINE void store_lane_sums(float* to, const Floats (&values)[4]) {
-#if defined(OCL_TARGET_AMX) || defined(OCL_TARGET_AVX512) || defined(OCL_TARGET_AVX2)
+#if defined(OCL_TARGET_AVX512) || defined(OCL_TARGET_AVX2)
   struct Halves256 {
     __m256 part[OCL_VECTOR_BYTES / 32];
   };

@@ -1,5 +1,5 @@
 // Register attention on the CPU against its formula in float64, for every instruction set that can run here. Two more are compiled
-// into this file: the kernels for vectors of 64 bytes on narrower ones, and the AMX kernels over tiles in software.
+// into this file: the kernels for vectors of 64 bytes on narrower ones, and those for bfloat16 over tiles and vectors of pairs in software.
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -159,7 +159,7 @@ struct Kernels {
   std::string name;
   std::function<void(const ocl::RegisterAttentionForward&, const ocl::ParallelFor&)> forward;
   std::function<void(const ocl::RegisterAttentionBackward&, const ocl::ParallelFor&)> backward;
-  bool tiles = false;          // bfloat16 is multiplied by tiles: weights are rounded to it too
+  bool tiles = false;          // bfloat16 is multiplied as such: weights are rounded to it too
   bool bfloat16_only = false;
 };
 
@@ -422,6 +422,31 @@ void any_size_may_be_zero(const Kernels& kernels, ocl::Dtype dtype) {
   }
 }
 
+void functions_of_vectors_are_close() {
+  using ocl::Floats;
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (float x = -126.0f; x < 127.0f; x += 0.0137f) {
+    const double exact = std::exp2(static_cast<double>(x));
+    CHECK(std::abs(ocl::exp2(x) / exact - 1) < 2.5e-7);
+    CHECK(std::abs(ocl::exp2<ocl::Exp2::coarse>(ocl::broadcast(x))[3] / exact - 1) < 3.2e-6);
+    CHECK(std::abs(ocl::log2(ocl::exp2(ocl::broadcast(x)))[1] - x) < 2.5e-7f * std::max(1.0f, std::abs(x)));
+  }
+  for (float x = 0.5f; x < 200.0f; x *= 1.00173f) {
+    const double exact = std::log2(static_cast<double>(x));
+    CHECK(std::abs(ocl::log2(ocl::broadcast(x))[2] - exact) < 2e-7 * std::max(1.0, std::abs(exact)));
+  }
+  CHECK(ocl::exp2(0.0f) == 1.0f && ocl::exp2(-127.0f) == 0.0f && ocl::exp2(-infinity) == 0.0f && std::isnan(ocl::exp2(std::nanf(""))));
+  CHECK(ocl::log2(ocl::broadcast(1.0f))[0] == 0.0f && std::isnan(ocl::log2(ocl::broadcast(std::nanf("")))[0]));
+  Floats rows[ocl::kLanes];
+  for (int64_t row = 0; row < ocl::kLanes; ++row) {
+    for (int64_t lane = 0; lane < ocl::kLanes; ++lane) rows[row][lane] = static_cast<float>((row * 37 + lane * 11) % 101);
+  }
+  float largest[ocl::kLanes];
+  for (int64_t row = 0; row < ocl::kLanes; ++row) largest[row] = ocl::maximum(rows[row]);
+  const Floats found = ocl::reduce_rows(rows, [](Floats a, Floats b) { return ocl::maximum(a, b); });
+  for (int64_t row = 0; row < ocl::kLanes; ++row) CHECK(found[row] == largest[row]);
+}
+
 void instruction_sets_have_names_and_an_order() {
   CHECK(ocl::cpu_isa_available(ocl::CpuIsa::portable));
   CHECK(ocl::cpu_isa_available(ocl::cpu_isa()));
@@ -436,15 +461,20 @@ std::vector<Kernels> every_instruction_set() {
   const auto add = [&](const char* name, Forward forward, Backward backward, bool tiles = false, bool bfloat16_only = false) {
     all.push_back({name, forward, backward, tiles, bfloat16_only});
   };
-  add("chosen", ocl::register_attention_cpu, ocl::register_attention_cpu, ocl::cpu_isa() == ocl::CpuIsa::amx);
+  add("chosen", ocl::register_attention_cpu, ocl::register_attention_cpu, ocl::cpu_isa() >= ocl::CpuIsa::avx512_bf16);
   add("portable", ocl::portable::register_attention, ocl::portable::register_attention);
   using Vectors = ocl::VectorArithmetic;
   using Tiles = ocl::TileArithmetic<ocl::SoftwareTiles>;
   add("wide", ocl::forward<Vectors>, ocl::backward<Vectors>);
   add("software tiles", ocl::forward<Tiles>, ocl::backward<Tiles>, true, true);
+  using Pairs = ocl::TileArithmetic<ocl::VectorsOfPairs>;
+  add("software pairs", ocl::forward<Pairs>, ocl::backward<Pairs>, true, true);
 #if OCL_CPU_X86
   if (ocl::cpu_isa_available(ocl::CpuIsa::avx2)) add("avx2", ocl::avx2::register_attention, ocl::avx2::register_attention);
   if (ocl::cpu_isa_available(ocl::CpuIsa::avx512)) add("avx512", ocl::avx512::register_attention, ocl::avx512::register_attention);
+  if (ocl::cpu_isa_available(ocl::CpuIsa::avx512_bf16)) {
+    add("avx512_bf16", ocl::avx512_bf16::register_attention, ocl::avx512_bf16::register_attention, true, true);
+  }
   if (ocl::cpu_isa_available(ocl::CpuIsa::amx)) add("amx", ocl::amx::register_attention, ocl::amx::register_attention, true, true);
 #endif
   return all;
@@ -453,6 +483,7 @@ std::vector<Kernels> every_instruction_set() {
 }  // namespace
 
 int main() {
+  functions_of_vectors_are_close();
   instruction_sets_have_names_and_an_order();
   const char* names[] = {"float32", "bfloat16", "float16"};
   for (const Kernels& kernels : every_instruction_set()) {

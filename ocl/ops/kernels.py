@@ -42,7 +42,7 @@ def _why_this_isa() -> str:
 
 
 def cpu_isa() -> str | None:
-    """The instruction set that compiled CPU operators use here ("avx2", "avx512", "amx", "portable"); None without them."""
+    """What compiled CPU operators use here ("portable", "avx2", "avx512", "avx512_bf16", "amx"); None without them."""
     if LIBRARIES["cpu"].path is None:
         return None
     ask = LIBRARIES["cpu"].call("ocl_cpu_isa")
@@ -57,7 +57,8 @@ def _attention(operator: str, device: str, name: str) -> Kernel:
         return Kernel(operator, name, "reference", f"{library.missing}; until then {instead}")
     other = "float64 and sizes without a kernel go to torch" if device == "cuda" else "float64 goes to torch"
     if device == "cpu":
-        tiles = operator == "register_attention" and cpu_isa() == "amx"
-        sums = "bf16 on AMX tiles, fp16 summed in fp32" if tiles else "bf16 and fp16 summed in fp32"
+        products = {"amx": "bf16 on AMX tiles, ", "avx512_bf16": "products of bf16 pairs, "}
+        special = products.get(str(cpu_isa()), "") if operator == "register_attention" else ""
+        sums = f"{special}bf16 and fp16 summed in fp32"
         return Kernel(operator, name, f"fused C++, {cpu_isa()}", f"{_why_this_isa()}; {sums}; {other}")
     return Kernel(operator, name, "fused CUDA", f"ocl/lib/{library.path.name} loaded; {other}")

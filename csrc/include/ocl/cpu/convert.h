@@ -27,8 +27,8 @@ OCL_INLINE Floats load(const BFloat16* from) {
 }
 
 OCL_INLINE Halves narrow_to_bfloat16(Floats value) {
-#if defined(OCL_TARGET_AMX)
-  return bit_cast<Halves>(_mm512_cvtneps_pbh(bit_cast<__m512>(value)));  // makes zeros of denormals, as tiles do
+#if defined(OCL_TARGET_AVX512_BF16)
+  return bit_cast<Halves>(_mm512_cvtneps_pbh(bit_cast<__m512>(value)));  // makes zeros of denormals, as products do
 #else
   const Bits bits = bit_cast<Bits>(value);
   const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -42,7 +42,7 @@ OCL_INLINE void store(BFloat16* to, Floats value) {
   std::memcpy(to, &halves, sizeof halves);
 }
 
-#if defined(OCL_TARGET_AMX) || defined(OCL_TARGET_AVX512)
+#if defined(OCL_TARGET_AVX512)
 OCL_INLINE Floats widen(Halves halves) { return bit_cast<Floats>(_mm512_cvtph_ps(bit_cast<__m256i>(halves))); }
 OCL_INLINE Halves narrow(Floats value) {
   return bit_cast<Halves>(_mm512_maskz_cvtps_ph(0xffff, bit_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

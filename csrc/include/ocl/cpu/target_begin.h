@@ -1,6 +1,6 @@
 // Opens a region that is compiled for one instruction set, whatever the flags of the file; target_end.h closes it.
 //
-//   #define OCL_TARGET_AVX2            // or _AVX512, _AMX, or none: the compiler's own target, vectors of 16 bytes
+//   #define OCL_TARGET_AVX2            // or _AVX512, _AVX512_BF16, _AMX, or none: the compiler's own target, vectors of 16 bytes
 //   #include "ocl/cpu/target_begin.h"
 //   #include "ocl/cpu/matmul.h"        // and other headers of kernels
 //   #include "ocl/cpu/target_end.h"
@@ -24,7 +24,14 @@
 
 #include "ocl/view.h"
 
-#if defined(OCL_TARGET_AMX) || defined(OCL_TARGET_AVX512)
+#if defined(OCL_TARGET_AMX)
+#define OCL_TARGET_AVX512_BF16  // each includes the ones before it
+#endif
+#if defined(OCL_TARGET_AVX512_BF16)
+#define OCL_TARGET_AVX512
+#endif
+
+#if defined(OCL_TARGET_AVX512)
 #define OCL_VECTOR_BYTES 64
 #elif defined(OCL_TARGET_AVX2)
 #define OCL_VECTOR_BYTES 32
@@ -38,6 +45,9 @@
 #if defined(OCL_TARGET_AMX)
 #pragma clang attribute push(__attribute__((target( \
     "avx2,fma,f16c,prfchw,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"))), apply_to = function)
+#elif defined(OCL_TARGET_AVX512_BF16)
+#pragma clang attribute push(__attribute__((target( \
+    "avx2,fma,f16c,prfchw,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), apply_to = function)
 #elif defined(OCL_TARGET_AVX512)
 #pragma clang attribute push(__attribute__((target( \
     "avx2,fma,f16c,prfchw,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
@@ -52,6 +62,8 @@
 #pragma GCC push_options
 #if defined(OCL_TARGET_AMX)
 #pragma GCC target("avx2,fma,f16c,prfchw,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
+#elif defined(OCL_TARGET_AVX512_BF16)
+#pragma GCC target("avx2,fma,f16c,prfchw,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 #elif defined(OCL_TARGET_AVX512)
 #pragma GCC target("avx2,fma,f16c,prfchw,avx512f,avx512bw,avx512dq,avx512vl")
 #elif defined(OCL_TARGET_AVX2)

@@ -18,6 +18,7 @@ constexpr int64_t kTileSteps = 32;  // bfloat16 in a row of A
 // is written before a tile is loaded from moving behind it.
 class HardwareTiles {
  public:
+  static constexpr int64_t kSteps = kTileSteps;  // that a product takes at once
   HardwareTiles() {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -59,6 +60,7 @@ class HardwareTiles {
 
 class SoftwareTiles {
  public:
+  static constexpr int64_t kSteps = kTileSteps;
   template <int kTile>
   void zero() {
     std::memset(tiles_[kTile], 0, sizeof tiles_[kTile]);
@@ -98,7 +100,7 @@ struct TileProduct {
   int64_t left_row;
   const BFloat16* right;  // B: pair of steps p, column c at right[p * right_row + 2 * c]
   int64_t right_row;
-  int64_t steps;  // multiple of kTileSteps
+  int64_t steps;  // multiple of Tiles::kSteps
 };
 
 struct TileSums {
@@ -163,10 +165,7 @@ inline void multiply_tiles(Tiles& tiles, const TileProduct (&products)[kProducts
   }
 }
 
-// ---- making A and B
-
-// Words of two rows side by side: a[i] in the low half, b[i] in the high half, for 16 elements of each: a row of B.
-OCL_INLINE Bits pairs(Halves a, Halves b) { return __builtin_convertvector(a, Bits) | (__builtin_convertvector(b, Bits) << 16); }
+// ---- the same products without tiles
 
 OCL_INLINE Bits load_words(const void* from) {
   Bits words;
@@ -175,6 +174,96 @@ OCL_INLINE Bits load_words(const void* from) {
 }
 
 OCL_INLINE void store_words(void* to, Bits words) { std::memcpy(to, &words, sizeof words); }
+
+// Stands for tiles where there are none: AVX-512 BF16 multiplies vectors of pairs (VDPBF16PS), with the sums in its registers.
+struct VectorsOfPairs {
+  static constexpr int64_t kSteps = 2;
+};
+
+// sum + the products of the low halves + the products of the high halves, per lane.
+OCL_INLINE Floats add_products(Floats sum, Bits left, Bits right) {
+#if defined(OCL_TARGET_AVX512_BF16)
+  return bit_cast<Floats>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(left), bit_cast<__m512bh>(right)));
+#else
+  sum += bit_cast<Floats>(left << 16) * bit_cast<Floats>(right << 16);
+  return sum + bit_cast<Floats>(left & 0xffff0000) * bit_cast<Floats>(right & 0xffff0000);
+#endif
+}
+
+OCL_INLINE Bits broadcast_pair(const BFloat16* from) {
+  uint32_t pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return pair - Bits{};
+}
+
+// kRows rows times kVectors vectors of columns; the products are added up in order.
+template <int kRows, int kVectors>
+__attribute__((noinline)) void multiply_pairs(const TileProduct* products, int64_t num_products, TileSums sums) {
+  Floats sum[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 8
+    for (int vector = 0; vector < kVectors; ++vector) {
+      sum[row][vector] = sums.add ? load(sums.data + row * sums.row + vector * kLanes) : Floats{};
+    }
+  }
+  for (const TileProduct* product = products; product < products + num_products; ++product) {
+    const BFloat16* left = product->left;
+    const BFloat16* right = product->right;
+    const int64_t left_row = product->left_row, right_row = product->right_row;
+    for (int64_t step = 0; step < product->steps; step += 2, left += 2, right += right_row) {
+      Bits b[kVectors];
+#pragma GCC unroll 8
+      for (int vector = 0; vector < kVectors; ++vector) b[vector] = load_words(right + vector * kTileSteps);
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row) {
+        const Bits a = broadcast_pair(left + row * left_row);
+#pragma GCC unroll 8
+        for (int vector = 0; vector < kVectors; ++vector) sum[row][vector] = add_products(sum[row][vector], a, b[vector]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 8
+    for (int vector = 0; vector < kVectors; ++vector) store(sums.data + row * sums.row + vector * kLanes, sum[row][vector]);
+  }
+}
+
+// `rows` and `columns` are multiples of kTileSize. 4 rows x 6 vectors fill the registers (24 sums, 6 of B, 1 pair of A); fewer
+// vectors take more rows, so that enough sums hide the latency of a product.
+template <int kProducts>
+inline void multiply_tiles(VectorsOfPairs&, const TileProduct (&products)[kProducts], int64_t rows, int64_t columns,
+                           TileSums sums) {
+  constexpr int64_t kMost = 3;
+  const int64_t vectors = columns / kLanes, groups = (vectors + kMost - 1) / kMost;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t first = vectors * group / groups, width = vectors * (group + 1) / groups - first;
+    const int64_t height = width == 1 ? 16 : width <= 3 ? 8 : 4;
+    for (int64_t row = 0; row < rows; row += height) {
+      TileProduct part[kProducts];
+      for (int i = 0; i < kProducts; ++i) {
+        part[i] = products[i];
+        part[i].left += row * part[i].left_row;
+        part[i].right += first * kTileSteps;
+      }
+      const TileSums to = {sums.data + row * sums.row + first * kLanes, sums.row, sums.add};
+      switch (width) {
+        case 1: multiply_pairs<16, 1>(part, kProducts, to); break;
+        case 2: multiply_pairs<8, 2>(part, kProducts, to); break;
+        case 3: multiply_pairs<8, 3>(part, kProducts, to); break;
+        case 4: multiply_pairs<4, 4>(part, kProducts, to); break;
+        case 5: multiply_pairs<4, 5>(part, kProducts, to); break;
+        default: multiply_pairs<4, 6>(part, kProducts, to);
+      }
+    }
+  }
+}
+
+// ---- making A and B
+
+// Words of two rows side by side: a[i] in the low half, b[i] in the high half, for 16 elements of each: a row of B.
+OCL_INLINE Bits pairs(Halves a, Halves b) { return __builtin_convertvector(a, Bits) | (__builtin_convertvector(b, Bits) << 16); }
 
 // Rows i and i + kDistance swap: of the lanes j, those of row i with the bit kDistance in j, those of the other without it.
 template <int kDistance>
