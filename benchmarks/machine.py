@@ -17,16 +17,27 @@ RESULTS = HERE / "results"
 
 
 def hardware(device: str) -> str:
-    """A folder name for this machine: its GPU, or its CPU and number of cores."""
-    name = torch.cuda.get_device_name() if device != "cpu" else f"{cpu()}-{os.cpu_count()}-cores"
+    """A folder name for this machine: its GPU, or its CPU, the widest vectors of that, and the number of cores."""
+    name = torch.cuda.get_device_name() if device != "cpu" else f"{cpu()}-{vectors()}-{os.cpu_count()}-cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def cpu() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def vectors() -> str:
+    """Processors of one name may differ in what they multiply at once: the widest of these instruction sets."""
+    flags = _cpuinfo("flags").split()
+    return next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags), "")
+
+
+def _cpuinfo(key: str) -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
 
 
 def environment(device: str) -> dict[str, Any]:

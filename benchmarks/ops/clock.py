@@ -195,7 +195,7 @@ def peak_bytes(call: Call, device: str) -> int:
 
 @dataclass(frozen=True)
 class Roof:
-    """What this device does at best: bytes copied per second (read and written), operations of a matrix product per dtype."""
+    """What this device does at best: bytes copied per second (read and written), operations of large products per dtype."""
 
     bytes_per_s: float
     flops_per_s: Mapping[str, float]
@@ -208,7 +208,11 @@ class Roof:
 
 
 def measure_roof(device: str, dtypes: Mapping[str, torch.dtype]) -> Roof:
-    """A large copy and a large square product of random numbers. A CPU may widen half precision, so float32's rate counts there."""
+    """A large copy and a large square product of random numbers. A CPU may widen half precision, so float32's rate counts there.
+
+    On a CPU, torch leaves products to one library and convolutions to another, and either may not use all of a processor: the
+    faster counts.
+    """
     rates = {name: _product_rate(device, dtype) for name, dtype in dtypes.items()}
     if device == "cpu":
         rates = {name: max(rate, rates["float32"]) for name, rate in rates.items()}
@@ -225,7 +229,15 @@ def _copy_rate(device: str) -> float:
 def _product_rate(device: str, dtype: torch.dtype) -> float:
     side = 512 if device == "cpu" else 8192
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / _best(lambda: left @ right, device)
+    rate = 2 * side**3 / _best(lambda: left @ right, device)
+    return max(rate, _convolution_rate(dtype)) if device == "cpu" else rate
+
+
+def _convolution_rate(dtype: torch.dtype) -> float:
+    image, weight = torch.randn(8, 64, 32, 32), torch.randn(256, 64, 3, 3)
+    image, weight = (x.to(dtype, memory_format=torch.channels_last) for x in (image, weight))
+    flops = 2 * image.numel() * weight[:, 0].numel()
+    return flops / _best(lambda: torch.conv2d(image, weight, padding=1), "cpu")
 
 
 def _best(work: Callable[[], Any], device: str, *, tries: int = 5) -> float:

@@ -95,7 +95,7 @@ def source(result: Mapping[str, Any]) -> str:
     return (
         f"`{result['command']}`, commit {commits}, torch {made['torch']}, {made['date']}"
         + (f", threads: {threads}" if result["device"] == "cpu" else "")
-        + f". Roof measured here: copy {roof['bytes_per_s'] / 1e9:.4g} GB/s, matrix product {rates}."
+        + f". Roof measured here: copy {roof['bytes_per_s'] / 1e9:.4g} GB/s, products {rates}."
     )
 
 
