@@ -14,7 +14,13 @@ Each row keeps the switches of the rows above it:
     shared trunk      what lies before the first cross-attention once for both
     caches            features and latent moments come with the batch
     channels-last     memory layout of the U-Net
+
+and each of these comes with all of the above, but not with one another:
+
+    checkpointing     activations of every block again in the backward pass, for memory
+    selective         the same but for products, convolutions and attention
     compile           torch.compile of the U-Net
+    compile, graphs   the same as CUDA graphs, on CUDA only
 """
 
 from __future__ import annotations
@@ -49,15 +55,18 @@ from benchmarks.training.diffusion import (  # noqa: E402
     write,
 )
 from benchmarks.training.memory import now, peak_mib  # noqa: E402
+from ocl.decoders.diffusion.checkpointing import Checkpointing  # noqa: E402
 from ocl.decoders.diffusion.decoder import Draws  # noqa: E402
 from ocl.models import SlotAutoencoder  # noqa: E402
 from ocl.ops import backend  # noqa: E402
 from ocl.slots.mismatch import swapped  # noqa: E402
-from ocl.train.compiling import compiled  # noqa: E402
+from ocl.train.compiling import Compile, compiled  # noqa: E402
 from ocl.types import Batch, Mismatch, Moments  # noqa: E402
 
 TOLERANCE = 1e-3  # of a gradient's norm; measured differences are near 1e-5
-SWITCHES = ("registers once", "fused attention", "merged pass", "shared trunk", "caches", "channels-last", "compile")
+SWITCHES = ("registers once", "fused attention", "merged pass", "shared trunk", "caches", "channels-last")
+CHECKPOINTING: dict[str, Checkpointing] = {"checkpointing": True, "selective": "selective"}
+COMPILE: dict[str, Compile] = {"compile": "denoiser", "compile, graphs": "denoiser-graphs"}
 
 
 def main() -> int:
@@ -132,17 +141,23 @@ def build(folder: Path, size: Size, batch: int, device: str, *, compile_too: boo
         computed = Batch(image, features=model.encoder(image), moments=Moments(moments.mean, moments.std))
     ways: dict[str, Way] = {"published": (published_step, published.zero, published.gradients)}
     for position, switch in enumerate(SWITCHES):
-        if switch in ("channels-last", "compile"):
-            model = ours(folder, size, device)
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if switch == "compile":
-            if not compile_too:
-                continue
-            compiled(model, "denoiser")
+        if switch == "channels-last":
+            model = _in_channels_last(ours(folder, size, device))
         on = SWITCHES[: position + 1]
         batch_in = computed if "caches" in on else Batch(image)
         ways[switch] = (_step(model, batch_in, draws, on), _zero(model), _gradients(model))
+    for switch in (*CHECKPOINTING, *(COMPILE if compile_too else ())):
+        if switch == "compile, graphs" and device == "cpu":
+            continue
+        model = _in_channels_last(ours(folder, size, device, checkpointing=CHECKPOINTING.get(switch, False)))
+        if switch in COMPILE:
+            compiled(model, COMPILE[switch])
+        ways[switch] = (_step(model, computed, draws, SWITCHES), _zero(model), _gradients(model))
     return ways
+
+
+def _in_channels_last(model: SlotAutoencoder) -> SlotAutoencoder:
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _step(model: SlotAutoencoder, batch: Batch, draws: StepDraws, on: tuple[str, ...]) -> Callable[[], Tensor]:

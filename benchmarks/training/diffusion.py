@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ocl.decoders import LatentDiffusion
 from ocl.decoders.diffusion import LatentUNet, NullPrompt, SlotTokens
+from ocl.decoders.diffusion.checkpointing import Checkpointing
 from ocl.decoders.diffusion.known import KNOWN
 from ocl.encoders import DINOv2
 from ocl.models import SlotAutoencoder, coda
@@ -88,12 +89,13 @@ def write(folder: Path, size: Size) -> None:
     transformers.Dinov2Model(transformers.Dinov2Config(**size.vit)).save_pretrained(folder / "vit")
 
 
-def ours(folder: Path, size: Size, device: str) -> SlotAutoencoder:
+def ours(folder: Path, size: Size, device: str, *, checkpointing: Checkpointing = False) -> SlotAutoencoder:
     """CODA over these weights; the same at every call."""
     torch.manual_seed(1)
     weights = str(folder / "pipeline")
     registers = NullPrompt.stored(torch.randn(REGISTERS, size.unet["cross_attention_dim"]))
-    decoder = LatentDiffusion(weights, denoiser=LatentUNet(weights), conditioner=SlotTokens(registers), drop_rate=DROP)
+    denoiser = LatentUNet(weights, checkpointing=checkpointing)
+    decoder = LatentDiffusion(weights, denoiser=denoiser, conditioner=SlotTokens(registers), drop_rate=DROP)
     model = coda(num_slots=size.num_slots, slot_dim=size.slot_dim, decoder=decoder,
                  encoder=DINOv2(weights=str(folder / "vit"), image_size=size.vit_image))  # fmt: skip
     return model.to(device).train()
