@@ -9,7 +9,7 @@ Each row keeps the switches of the rows above it:
 
     published         two passes toggling requires_grad, context concatenated per image with a mask, encoder and VAE at every step
     registers once    our cross-attention: registers projected once per batch; absorbed Slot Attention
-    fused attention   the compiled operator in place of torch's attention on concatenated keys
+    fused attention   the compiled operator in place of torch's attention on concatenated keys, on a CPU in self-attention too
     merged pass       both errors in one pass of twice the batch
     shared trunk      what lies before the first cross-attention once for both
     caches            features and latent moments come with the batch

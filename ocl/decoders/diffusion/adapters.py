@@ -18,6 +18,7 @@ from ocl.decoders.diffusion.checkpointing import Checkpointing, enable_checkpoin
 from ocl.decoders.diffusion.cross_attention import Pass, SlotCrossAttention, TextCrossAttention, cross_attentions, train_projections
 from ocl.decoders.diffusion.denoisers import Passes, check_latents, predict, run_unet, unet_sizes
 from ocl.decoders.diffusion.pipeline import load_part
+from ocl.decoders.diffusion.self_attention import SelfAttention
 from ocl.decoders.diffusion.trunk import SharedTrunk, unet_trunk
 from ocl.errors import ConfigError
 from ocl.interfaces import Denoiser
@@ -140,6 +141,7 @@ class AdaptedBlock(nn.Module):
 
 def insert_adapters(unet: nn.Module, state: Pass) -> list[str]:
     """Adapt every transformer block of the down and up blocks; all text cross-attentions see the text only. Returns the names."""
+    SelfAttention.install(unet)
     layers = cross_attentions(unet)
     context_dim = next(iter(layers.values())).to_k.in_features
     for layer in layers.values():

@@ -124,7 +124,7 @@ class SlotCrossAttention:
             q = query if shared else query[start:stop]
             key, value = self._slots(attn, slots[start:stop], detached)
             output, *more = _attend(
-                _heads(_project(attn.to_q, q, detached), attn, attn.norm_q), key, value,
+                split_heads(_project(attn.to_q, q, detached), attn, attn.norm_q), key, value,
                 *((register_key.detach(), register_value.detach()) if detached else (register_key, register_value)),
                 scale=attn.scale, slot_mask=None if mask is None else mask[start:stop], return_maps=self.name in state.recorded,
             )  # fmt: skip
@@ -132,24 +132,22 @@ class SlotCrossAttention:
             outputs.append(_project(attn.to_out[0], output.transpose(1, 2).flatten(2), detached))
         if maps:
             state.maps[self.name] = torch.cat(maps)
-        output = attn.to_out[1](outputs[0] if len(outputs) == 1 else torch.cat(outputs))
-        output = output + hidden_states if attn.residual_connection else output
-        return output if attn.rescale_output_factor == 1 else output / attn.rescale_output_factor
+        return finish(attn, outputs[0] if len(outputs) == 1 else torch.cat(outputs), hidden_states)
 
     def _registers(self, attn: Any, registers: Tensor) -> tuple[Tensor, Tensor]:
         """[R, C] -> keys and values [H, R, D]."""
         if (kept := self._kept("registers")) is not None:
             return kept
-        key = _heads(_project(attn.to_k, registers[None], False), attn, attn.norm_k)[0]
-        return self._keep("registers", key, _heads(_project(attn.to_v, registers[None], False), attn)[0])
+        key = split_heads(_project(attn.to_k, registers[None], False), attn, attn.norm_k)[0]
+        return self._keep("registers", key, split_heads(_project(attn.to_v, registers[None], False), attn)[0])
 
     def _slots(self, attn: Any, slots: Tensor, detached: bool) -> tuple[Tensor, Tensor]:
         """[B, K, C] -> keys and values [B, H, K, D]."""
         what = "slots, detached" if detached else "slots"
         if (kept := self._kept(what)) is not None:
             return kept
-        key = _heads(_project(attn.to_k, slots, detached), attn, attn.norm_k)
-        return self._keep(what, key, _heads(_project(attn.to_v, slots, detached), attn))
+        key = split_heads(_project(attn.to_k, slots, detached), attn, attn.norm_k)
+        return self._keep(what, key, split_heads(_project(attn.to_v, slots, detached), attn))
 
     def _kept(self, what: str) -> tuple[Tensor, Tensor] | None:
         found = None if self.state.projections is None else self.state.projections.get(f"{self.name} {what}")
@@ -224,13 +222,20 @@ def _project(layer: nn.Module, x: Tensor, detached: bool) -> Tensor:
     return projected
 
 
-def _heads(x: Tensor, attn: Any, norm: nn.Module | None = None) -> Tensor:
+def split_heads(x: Tensor, attn: Any, norm: nn.Module | None = None) -> Tensor:
     """[B, N, H * D] -> [B, H, N, D]; a norm of queries or keys is applied over all heads or within each, as it was built."""
     across = norm is not None and _width(norm) == x.shape[-1] and attn.heads > 1
     if norm is not None and across:
         x = norm(x)
     x = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
     return norm(x) if norm is not None and not across else x
+
+
+def finish(attn: Any, output: Tensor, hidden_states: Tensor) -> Tensor:
+    """What diffusers' processors do after the projection of the output."""
+    output = attn.to_out[1](output)
+    output = output + hidden_states if attn.residual_connection else output
+    return output if attn.rescale_output_factor == 1 else output / attn.rescale_output_factor
 
 
 def _width(norm: nn.Module) -> int | None:

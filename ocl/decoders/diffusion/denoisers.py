@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ocl.decoders.diffusion.checkpointing import Checkpointing, enable_checkpointing
 from ocl.decoders.diffusion.cross_attention import Pass, Projection, SlotCrossAttention, cross_attentions, train_projections
 from ocl.decoders.diffusion.pipeline import has_part, load_part
+from ocl.decoders.diffusion.self_attention import SelfAttention
 from ocl.decoders.diffusion.trunk import SharedTrunk, transformer_trunk, unet_trunk
 from ocl.errors import ConfigError, ShapeError
 from ocl.interfaces import Denoiser
@@ -216,7 +217,8 @@ def _or_all(mask: Tensor | None, context: Tensor) -> Tensor:
 
 
 def attend_to_slots(model: nn.Module, state: Pass, trained: tuple[Projection, ...]) -> None:
-    """Give every cross-attention of a diffusers model the processor for slots and registers, and train some projections."""
+    """Give every attention layer of a diffusers model a processor of ours, and train some projections of cross-attentions."""
+    SelfAttention.install(model)
     for index, (name, layer) in enumerate(cross_attentions(model).items()):
         layer.set_processor(SlotCrossAttention(name, state, first=index == 0))
         train_projections(layer, trained)

@@ -65,6 +65,12 @@ def test_registers_projected_once_equal_registers_concatenated_to_every_image(de
     torch.testing.assert_close(found, diffusers_prediction(denoiser, kind, context), **tolerance[torch.float32])
 
 
+def test_self_attention_is_ours_where_torch_would_compute_it(denoiser, kind):
+    layers = {name: layer for name, layer in denoiser.backbone.module.named_modules() if name.endswith("attn1")}
+    found = {type(layer.processor).__name__ for layer in layers.values()}
+    assert found == ({"SanaLinearAttnProcessor2_0"} if kind == "sana" else {"SelfAttention"})
+
+
 def test_masked_slots_are_not_attended(denoiser, kind, tolerance):
     mask = torch.tensor([[True, False, True], [False, False, False]])
     given = conditioning(mask=mask)
