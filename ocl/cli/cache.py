@@ -18,6 +18,7 @@ from ocl.data import Dataset
 from ocl.data.cache import Cache, Layout
 from ocl.errors import ConfigError
 from ocl.train import precompute, staleness
+from ocl.train.setup import refuse_several
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     experiment = experiments.read(rest, prog="ocl cache", packages=known.packages)
     if known.out is None or known.batch_size < 1:
         raise ConfigError("ocl cache needs --out FOLDER and a --batch_size of at least 1.")
+    refuse_several("ocl cache")
     place, data, training = device(known.device), experiment.data(), experiment.training
 
     parts = tuple(known.parts) if known.parts else None

@@ -23,6 +23,14 @@ from ocl.train.world import World
 _STARTED = {"WORLD_SIZE": "without a launcher", "SLURM_STEP_NUM_TASKS": "srun --ntasks 1"}
 
 
+def refuse_several(what: str, otherwise: str = "") -> None:
+    """ConfigError where a launcher has started several processes of what is meant to be one."""
+    for variable, one in _STARTED.items():
+        size = os.environ.get(variable) or "1"
+        if size != "1":
+            raise ConfigError(f"{size} processes were started, but {what} is one; {otherwise}start one ({one}).")
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a process trains: among which processes, and on which device."""
@@ -48,11 +56,7 @@ class Local(EngineSetup):
     """One process on one device, in plain PyTorch."""
 
     def start(self, training: Training, device: torch.device) -> Place:
-        for variable, one in _STARTED.items():
-            size = os.environ.get(variable) or "1"
-            if size != "1":
-                what = f"{size} processes were started, but engine Local is one"
-                raise ConfigError(f"{what}; pass --engine DeepSpeed, or start one ({one}).")
+        refuse_several("engine Local", "pass --engine DeepSpeed, or ")
         return Place(World(), device)
 
     def build(self, model: nn.Module, training: Training, place: Place) -> Engine:

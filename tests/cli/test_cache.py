@@ -271,6 +271,14 @@ def test_what_cannot_be_cached_is_refused_with_a_reason(config, tmp_path, capsys
     assert re.search(message, capsys.readouterr().err) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_several_processes_do_not_write_one_cache(config, tmp_path, capsys, monkeypatch, variable):
+    monkeypatch.setenv(variable, "2")
+    assert main(["cache", str(config), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    assert "2 processes were started, but ocl cache is one; start one" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_estimate_writes_nothing(config, tmp_path, capsys):
     assert main(["cache", str(config), "--out", str(tmp_path / "out"), "--estimate", "--device", "cpu"]) == 0
     assert re.search(r"10 images, each also mirrored: tokens \[9, 32\].* fp16, 0.0\d+ MiB an image", capsys.readouterr().out)
