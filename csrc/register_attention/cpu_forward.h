@@ -72,6 +72,7 @@ class ForwardBlocks {
       prefetch(head, first + row);
       store(totals + row * kLanes, exponentiate(scores_.data() + row * layout_.columns, factor, tops[row]));
     }
+    std::fill(totals + rows * kLanes, totals + round_up(rows, kLanes) * kLanes, 1.0f);  // of rows that are not there
     for (int64_t row = 0; row < rows; row += kLanes) {
       const Floats top = load(tops + row), none = {};
       Floats total = sums(totals + row * kLanes);

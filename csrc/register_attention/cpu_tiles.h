@@ -137,8 +137,9 @@ class TilePanels {
   Scratch<BFloat16> data_;
 };
 
-// sums[d][column] = sum over rows of vectors[row][d] * scores[row][column], for one kind of gradient (keys or values): transposed,
-// since there are fewer d than columns to transpose for it. Rows are gathered until a product is worth loading and storing sums.
+// Sums over rows of vectors[row][d] * scores[row][column], for one kind of gradient (keys or values). One side has to be
+// transposed, the shorter one: as [d][column] from vectors, as [column][d] from scores. Rows are gathered until a product is worth
+// loading and storing sums.
 template <class Tiles>
 class TileSumsOverRows {
  public:
@@ -149,6 +150,7 @@ class TileSumsOverRows {
         columns_(layout.sums.columns),
         first_(first_column),
         last_(last_column),
+        by_column_(last_column - first_column < layout.sums.width),
         vectors_(width_ * kRows),
         scores_(kRows * columns_),
         sums_(width_ * columns_) {}
@@ -158,8 +160,8 @@ class TileSumsOverRows {
   // Vectors are zeros from `rows` to kBlockRows.
   void add(const BFloat16* vectors, const float* scores, int64_t rows) {
     if (first_ == last_) return;
-    add_vectors(vectors);
-    add_scores(scores, rows);
+    by_column_ ? pair_vectors(vectors) : transpose_vectors(vectors);
+    by_column_ ? transpose_scores(scores, rows) : pair_scores(scores, rows);
     filled_ += kBlockRows;
     if (filled_ == kRows) multiply();
   }
@@ -174,8 +176,10 @@ class TileSumsOverRows {
     for (int64_t column = first_; column < last_; column += kTileSize) {
       for (int64_t d = 0; d < width_; d += kTileSize) {
         Bits words[kTileSize];
-        for (int64_t i = 0; i < kTileSize; ++i) words[i] = load_words(sums_.data() + (d + i) * columns_ + column);
-        transpose(words);
+        for (int64_t i = 0; i < kTileSize; ++i) {
+          words[i] = load_words(by_column_ ? sums_.data() + (column + i) * width_ + d : sums_.data() + (d + i) * columns_ + column);
+        }
+        if (!by_column_) transpose(words);
         for (int64_t i = 0; i < kTileSize; ++i) {
           if (float* to = row_of(column + i); to != nullptr) store_words(to + d, words[i]);
         }
@@ -187,7 +191,7 @@ class TileSumsOverRows {
   static constexpr int64_t kRows = 128;
 
   // A: [d][row].
-  void add_vectors(const BFloat16* vectors) {
+  void transpose_vectors(const BFloat16* vectors) {
     for (int64_t d = 0; d < width_; d += kTileSize, vectors += kTileSize) {
       Bits words[kTileSize];
       for (int64_t pair = 0; pair < kTileSize; ++pair) {
@@ -199,25 +203,52 @@ class TileSumsOverRows {
   }
 
   // B: [pair of rows][column][2].
-  void add_scores(const float* scores, int64_t rows) {
+  void pair_scores(const float* scores, int64_t rows) {
     BFloat16* to = scores_.data() + filled_ * columns_;
-    for (int64_t row = 0; row < kBlockRows; row += 2, scores += 2 * columns_, to += 2 * columns_) {
-      for (int64_t column = first_; column < last_; column += kLanes) {
-        const Halves even = row < rows ? narrow_to_bfloat16(load(scores + column)) : Halves{};
-        const Halves odd = row + 1 < rows ? narrow_to_bfloat16(load(scores + columns_ + column)) : Halves{};
-        store_words(to + 2 * column, pairs(even, odd));
-      }
+    for (int64_t row = 0; row < kBlockRows; row += 2, to += 2 * columns_) {
+      for (int64_t column = first_; column < last_; column += kLanes) store_words(to + 2 * column, pair(scores, rows, row, column));
     }
   }
 
+  // A: [column][row].
+  void transpose_scores(const float* scores, int64_t rows) {
+    for (int64_t column = first_; column < last_; column += kTileSize) {
+      Bits words[kTileSize];
+      for (int64_t i = 0; i < kTileSize; ++i) words[i] = pair(scores, rows, 2 * i, column);
+      transpose(words);
+      for (int64_t i = 0; i < kTileSize; ++i) store_words(scores_.data() + (column + i) * kRows + filled_, words[i]);
+    }
+  }
+
+  // B: [pair of rows][d][2].
+  void pair_vectors(const BFloat16* vectors) {
+    BFloat16* to = vectors_.data() + filled_ * width_;
+    for (int64_t row = 0; row < kBlockRows; row += 2, vectors += 2 * depth_, to += 2 * width_) {
+      for (int64_t d = 0; d < width_; d += kLanes) store_words(to + 2 * d, pairs(load_bits(vectors + d), load_bits(vectors + depth_ + d)));
+    }
+  }
+
+  // Rows `row` and `row` + 1 of the scores, as far as there are rows.
+  OCL_INLINE Bits pair(const float* scores, int64_t rows, int64_t row, int64_t column) const {
+    const float* from = scores + row * columns_ + column;
+    return pairs(row < rows ? narrow_to_bfloat16(load(from)) : Halves{},
+                 row + 1 < rows ? narrow_to_bfloat16(load(from + columns_)) : Halves{});
+  }
+
   void multiply() {
-    multiply_tiles(tiles_, {{vectors_.data(), kRows, scores_.data() + 2 * first_, 2 * columns_, filled_}}, width_, last_ - first_,
-                   {sums_.data() + first_, columns_, add_});
+    if (by_column_) {
+      multiply_tiles(tiles_, {{scores_.data() + first_ * kRows, kRows, vectors_.data(), 2 * width_, filled_}}, last_ - first_, width_,
+                     {sums_.data() + first_ * width_, width_, add_});
+    } else {
+      multiply_tiles(tiles_, {{vectors_.data(), kRows, scores_.data() + 2 * first_, 2 * columns_, filled_}}, width_, last_ - first_,
+                     {sums_.data() + first_, columns_, add_});
+    }
     filled_ = 0, add_ = true;
   }
 
   Tiles& tiles_;
   int64_t depth_, width_, columns_, first_, last_;
+  bool by_column_;
   Scratch<BFloat16> vectors_, scores_;
   Scratch<float> sums_;
   int64_t filled_ = 0;
@@ -315,8 +346,10 @@ class TileArithmetic {
 
   // rows = scores panel
   void weighted(const float* scores, int64_t num_rows, const TilePanels& panels, int64_t image, int64_t head, float* rows) {
-    for (int64_t i = 0; i < num_rows * layout_.sums.columns; i += kLanes) store(weights_.data() + i, load(scores + i));
-    panels.multiply_rows(tiles_, weights_.data(), round_up(num_rows, kTileSize), image, head, rows);
+    BFloat16* weights = weights_.data();
+    const int64_t size = num_rows * layout_.sums.columns;
+    for (int64_t i = 0; i < size; i += kLanes) store(weights + i, load(scores + i));
+    panels.multiply_rows(tiles_, weights, round_up(num_rows, kTileSize), image, head, rows);
   }
 
  private:
