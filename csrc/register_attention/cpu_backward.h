@@ -56,21 +56,22 @@ class BackwardBlocks {
 
  private:
   void block(int64_t first, int64_t rows, float* sums) {
-    arithmetic_.load_query(address(in_.query, in_.dtype, image_, head_, first), in_.query.row, rows, query_.data());
-    arithmetic_.load_grad_output(address(work_.grad_output, in_.dtype, image_, head_, first), work_.grad_output.row, rows,
-                                 grad_output_.data());
-    recompute_attention(first, rows);
+    const Rows<Element> query =
+        arithmetic_.query(address(in_.query, in_.dtype, image_, head_, first), in_.query.row, rows, query_.data());
+    const Rows<Element> grad_output = arithmetic_.grad_output(
+        address(work_.grad_output, in_.dtype, image_, head_, first), work_.grad_output.row, rows, grad_output_.data());
+    recompute_attention(query, first, rows);
     if (wanted_.scores()) {
-      arithmetic_.scores(grad_output_.data(), rows, values_, image_, head_, grad_scores_.data());
+      arithmetic_.scores(grad_output, rows, values_, image_, head_, grad_scores_.data());
       if (work_.grad_maps != nullptr) add_grad_maps(first, rows);
       softmax_backward(first, rows, sums);
     }
     if (wanted_.query) write_grad_query(first, rows);
-    key_gradients_.add({query_.data(), grad_output_.data(), attention_.data(), grad_scores_.data(), rows});
+    key_gradients_.add({query, grad_output, attention_.data(), grad_scores_.data(), rows});
   }
 
-  void recompute_attention(int64_t first, int64_t rows) {
-    arithmetic_.scores(query_.data(), rows, keys_, image_, head_, attention_.data());
+  void recompute_attention(const Rows<Element>& query, int64_t first, int64_t rows) {
+    arithmetic_.scores(query, rows, keys_, image_, head_, attention_.data());
     exclusion_.apply(attention_.data(), rows);
     const Floats factor = broadcast(Arithmetic::score_factor(in_));
     float* scores = attention_.data();
@@ -108,10 +109,14 @@ class BackwardBlocks {
     for (int64_t row = 0; row < rows; row += kLanes) store(means + row, weighted_sums(row));
     const float* attention = attention_.data();
     float* grads = grad_scores_.data();
-    for (int64_t row = 0; row < rows; ++row, attention += layout_.columns, grads += layout_.columns) {
+    const auto weights = arithmetic_.weights(grads);
+    const int64_t columns = layout_.columns;
+    for (int64_t row = 0; row < rows; ++row) {
       const Floats mean = broadcast(means[row]);
-      for (int64_t column = 0; column < layout_.columns; column += kLanes) {
-        store(grads + column, load(attention + column) * (load(grads + column) - mean));
+      for (int64_t i = row * columns; i < (row + 1) * columns; i += kLanes) {
+        const Floats grad = load(attention + i) * (load(grads + i) - mean);
+        store(grads + i, grad);
+        weights.store(i, grad);
       }
       if (wanted_.sink) sums[sums_.sink] -= means[row] * exp2((in_.sink_logits[head_] - finite_logsumexp(first + row)) * kLog2E);
     }

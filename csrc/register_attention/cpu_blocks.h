@@ -17,11 +17,17 @@ struct Layout {
   int64_t columns = slots + registers;
 };
 
-// A block of rows as the products take it, and what the softmax made of it.
+// Queries, or gradients of outputs, as the products take them: row i at data + i * row.
+template <class Element>
+struct Rows {
+  const Element* data = nullptr;
+  int64_t row = 0;
+};
+
+// A block of rows, and what the softmax made of it.
 template <class Element>
 struct Block {
-  const Element* query;
-  const Element* grad_output;
+  Rows<Element> query, grad_output;
   const float* attention;
   const float* grad_scores;
   int64_t rows;

@@ -46,8 +46,9 @@ class ForwardBlocks {
 
  private:
   void block(int64_t head, int64_t first, int64_t rows) {
-    arithmetic_.load_query(address(in_.query, in_.dtype, image_, head, first), in_.query.row, rows, query_.data());
-    arithmetic_.scores(query_.data(), rows, keys_, image_, head, scores_.data());
+    const Rows<Element> query =
+        arithmetic_.query(address(in_.query, in_.dtype, image_, head, first), in_.query.row, rows, query_.data());
+    arithmetic_.scores(query, rows, keys_, image_, head, scores_.data());
     exclusion_.apply(scores_.data(), rows);
     softmax(head, first, rows);
     if (work_.logsumexp != nullptr) {
@@ -70,7 +71,7 @@ class ForwardBlocks {
     for (int64_t row = 0; row < rows; row += kLanes) store(tops + row, maximum(largest(row) * broadcast(factor), lowest));
     for (int64_t row = 0; row < rows; ++row) {
       prefetch(head, first + row);
-      store(totals + row * kLanes, exponentiate(scores_.data() + row * layout_.columns, factor, tops[row]));
+      store(totals + row * kLanes, exponentiate(row * layout_.columns, factor, tops[row]));
     }
     std::fill(totals + rows * kLanes, totals + round_up(rows, kLanes) * kLanes, 1.0f);  // of rows that are not there
     for (int64_t row = 0; row < rows; row += kLanes) {
@@ -100,12 +101,15 @@ class ForwardBlocks {
     return reduce_rows(rows, [](Floats a, Floats b) { return a + b; });
   }
 
-  OCL_INLINE Floats exponentiate(float* scores, float factor, float top) const {
+  OCL_INLINE Floats exponentiate(int64_t start, float factor, float top) const {
     const Floats factors = broadcast(factor), tops = broadcast(top);
+    const auto weights = arithmetic_.weights(scores_.data());
+    float* scores = scores_.data();
     Floats total = {};
-    for (int64_t column = 0; column < layout_.columns; column += kLanes) {
-      const Floats power = exp2<Arithmetic::kExp2>(load(scores + column) * factors - tops);
-      store(scores + column, power);
+    for (int64_t i = start; i < start + layout_.columns; i += kLanes) {
+      const Floats power = exp2<Arithmetic::kExp2>(load(scores + i) * factors - tops);
+      store(scores + i, power);
+      weights.store(i, power);
       total += power;
     }
     return total;

@@ -60,24 +60,25 @@ class TilePanels {
     const int64_t columns = shared ? layout_.shared : layout_.own;
     const Scratch<BFloat16> group(kTileSize * layout_.depth);
     for (int64_t first = 0; first < columns; first += kTileSize) {
-      std::fill_n(group.data(), kTileSize * layout_.depth, BFloat16{});
       for (int64_t i = 0; i < kTileSize; ++i) {
         const BFloat16* row = shared ? element(registers, 0, head, layout_.first_shared + first + i)
                                      : own_row(slots, registers, image, head, first + i);
+        const int64_t size = row != nullptr ? in_.D : 0;
         if (row != nullptr) copy_rows(row, 0, 1, in_.D, 0, group.data() + i * layout_.depth, 0);
+        std::fill(group.data() + i * layout_.depth + size, group.data() + (i + 1) * layout_.depth, BFloat16{});
       }
       transposed_ ? scatter_transposed(group.data(), panel(image, head) + 2 * first, 2 * columns)
                   : scatter_natural(group.data(), panel(image, head) + first * layout_.sums.width);
     }
   }
 
-  // C = A B for scores: rows of `depth` times the transposed panels.
+  // C = A B for scores: rows times the transposed panels.
   template <class Tiles>
-  void multiply_scores(Tiles& tiles, const BFloat16* rows, int64_t num_rows, int64_t image, int64_t head, float* scores) const {
-    const int64_t depth = layout_.depth, columns = layout_.sums.columns, steps = round_up(in_.D, Tiles::kSteps);
-    multiply_tiles(tiles, {{rows, depth, panel(image, head), 2 * layout_.own, steps}}, num_rows, layout_.own,
+  void multiply_scores(Tiles& tiles, const Rows<BFloat16>& rows, int64_t num_rows, int64_t image, int64_t head, float* scores) const {
+    const int64_t columns = layout_.sums.columns, steps = round_up(in_.D, Tiles::kSteps);
+    multiply_tiles(tiles, {{rows.data, rows.row, panel(image, head), 2 * layout_.own, steps}}, num_rows, layout_.own,
                    {scores, columns, false});
-    multiply_tiles(tiles, {{rows, depth, panel(in_.B, head), 2 * layout_.shared, steps}}, num_rows, layout_.shared,
+    multiply_tiles(tiles, {{rows.data, rows.row, panel(in_.B, head), 2 * layout_.shared, steps}}, num_rows, layout_.shared,
                    {scores + layout_.own, columns, false});
   }
 
@@ -145,7 +146,6 @@ class TileSumsOverRows {
  public:
   TileSumsOverRows(const TileLayout& layout, int64_t first_column, int64_t last_column, Tiles& tiles)
       : tiles_(tiles),
-        depth_(layout.depth),
         width_(layout.sums.width),
         columns_(layout.sums.columns),
         first_(first_column),
@@ -158,7 +158,7 @@ class TileSumsOverRows {
   void begin() { filled_ = 0, add_ = false; }
 
   // Vectors are zeros from `rows` to kBlockRows.
-  void add(const BFloat16* vectors, const float* scores, int64_t rows) {
+  void add(const Rows<BFloat16>& vectors, const float* scores, int64_t rows) {
     if (first_ == last_) return;
     by_column_ ? pair_vectors(vectors) : transpose_vectors(vectors);
     by_column_ ? transpose_scores(scores, rows) : pair_scores(scores, rows);
@@ -191,11 +191,12 @@ class TileSumsOverRows {
   static constexpr int64_t kRows = 128;
 
   // A: [d][row].
-  void transpose_vectors(const BFloat16* vectors) {
-    for (int64_t d = 0; d < width_; d += kTileSize, vectors += kTileSize) {
+  void transpose_vectors(const Rows<BFloat16>& vectors) {
+    const BFloat16* from = vectors.data;
+    for (int64_t d = 0; d < width_; d += kTileSize, from += kTileSize) {
       Bits words[kTileSize];
       for (int64_t pair = 0; pair < kTileSize; ++pair) {
-        words[pair] = pairs(load_bits(vectors + 2 * pair * depth_), load_bits(vectors + (2 * pair + 1) * depth_));
+        words[pair] = pairs(load_bits(from + 2 * pair * vectors.row), load_bits(from + (2 * pair + 1) * vectors.row));
       }
       transpose(words);
       for (int64_t i = 0; i < kTileSize; ++i) store_words(vectors_.data() + (d + i) * kRows + filled_, words[i]);
@@ -221,10 +222,11 @@ class TileSumsOverRows {
   }
 
   // B: [pair of rows][d][2].
-  void pair_vectors(const BFloat16* vectors) {
+  void pair_vectors(const Rows<BFloat16>& vectors) {
+    const BFloat16* from = vectors.data;
     BFloat16* to = vectors_.data() + filled_ * width_;
-    for (int64_t row = 0; row < kBlockRows; row += 2, vectors += 2 * depth_, to += 2 * width_) {
-      for (int64_t d = 0; d < width_; d += kLanes) store_words(to + 2 * d, pairs(load_bits(vectors + d), load_bits(vectors + depth_ + d)));
+    for (int64_t row = 0; row < kBlockRows; row += 2, from += 2 * vectors.row, to += 2 * width_) {
+      for (int64_t d = 0; d < width_; d += kLanes) store_words(to + 2 * d, pairs(load_bits(from + d), load_bits(from + vectors.row + d)));
     }
   }
 
@@ -247,7 +249,7 @@ class TileSumsOverRows {
   }
 
   Tiles& tiles_;
-  int64_t depth_, width_, columns_, first_, last_;
+  int64_t width_, columns_, first_, last_;
   bool by_column_;
   Scratch<BFloat16> vectors_, scores_;
   Scratch<float> sums_;
@@ -331,32 +333,40 @@ class TileArithmetic {
 
   KeyGradients key_gradients(const Wanted& wanted) { return {in_, wanted, tiles_}; }
 
-  void load_query(const void* from, int64_t stride, int64_t rows, BFloat16* to) const {
-    load_rows(from, stride, rows, in_.scale < 0 ? 0x8000 : 0, to);
+  Rows<BFloat16> query(const void* from, int64_t stride, int64_t rows, BFloat16* to) const {
+    return load_rows(from, stride, rows, in_.scale < 0 ? 0x8000 : 0, to);
   }
 
-  void load_grad_output(const void* from, int64_t stride, int64_t rows, BFloat16* to) const {
-    load_rows(from, stride, rows, 0, to);
+  Rows<BFloat16> grad_output(const void* from, int64_t stride, int64_t rows, BFloat16* to) const {
+    return load_rows(from, stride, rows, 0, to);
   }
 
   // scores = rows panel^T
-  void scores(const BFloat16* rows, int64_t num_rows, const TilePanels& panels, int64_t image, int64_t head, float* scores) {
+  void scores(const Rows<BFloat16>& rows, int64_t num_rows, const TilePanels& panels, int64_t image, int64_t head, float* scores) {
     panels.multiply_scores(tiles_, rows, round_up(num_rows, kTileSize), image, head, scores);
   }
 
-  // rows = scores panel
-  void weighted(const float* scores, int64_t num_rows, const TilePanels& panels, int64_t image, int64_t head, float* rows) {
-    BFloat16* weights = weights_.data();
-    const int64_t size = num_rows * layout_.sums.columns;
-    for (int64_t i = 0; i < size; i += kLanes) store(weights + i, load(scores + i));
-    panels.multiply_rows(tiles_, weights, round_up(num_rows, kTileSize), image, head, rows);
+  // Takes the elements of scores that `weighted` will multiply, each at its place in the scores.
+  struct Weights {
+    OCL_INLINE void store(int64_t i, Floats score) const { ocl::store(data + i, score); }
+    BFloat16* data;
+  };
+  Weights weights(const float*) const { return {weights_.data()}; }
+
+  // rows = scores panel, for the scores that `weights` took
+  void weighted(const float*, int64_t num_rows, const TilePanels& panels, int64_t image, int64_t head, float* rows) {
+    panels.multiply_rows(tiles_, weights_.data(), round_up(num_rows, kTileSize), image, head, rows);
   }
 
  private:
-  // Zeros follow the last row, up to kBlockRows.
-  void load_rows(const void* from, int64_t stride, int64_t rows, uint16_t flip, BFloat16* to) const {
-    copy_rows(static_cast<const BFloat16*>(from), stride, rows, in_.D, flip, to, layout_.depth);
+  // A whole block is taken as it lies, where no product reads past the end of a row. Otherwise a copy, in which zeros follow the
+  // last element of a row, and the last row up to kBlockRows.
+  Rows<BFloat16> load_rows(const void* from, int64_t stride, int64_t rows, uint16_t flip, BFloat16* to) const {
+    const auto* elements = static_cast<const BFloat16*>(from);
+    if (rows == kBlockRows && flip == 0 && in_.D % std::max(Tiles::kSteps, kTileSize) == 0) return {elements, stride};
+    copy_rows(elements, stride, rows, in_.D, flip, to, layout_.depth);
     std::fill_n(to + rows * layout_.depth, (kBlockRows - rows) * layout_.depth, BFloat16{});
+    return {to, layout_.depth};
   }
 
   const RegisterAttention& in_;

@@ -106,10 +106,10 @@ class VectorKeyGradients {
 
   void add(const Block<float>& block) {
     const int64_t slots = layout_.slots, rows = block.rows;
-    if (wanted_.key) add(block.grad_scores, block.query, rows, in_.K, sums_ + offsets_.key);
-    if (wanted_.value) add(block.attention, block.grad_output, rows, in_.K, sums_ + offsets_.value);
-    if (wanted_.register_key) add(block.grad_scores + slots, block.query, rows, in_.R, sums_ + offsets_.register_key);
-    if (wanted_.register_value) add(block.attention + slots, block.grad_output, rows, in_.R, sums_ + offsets_.register_value);
+    if (wanted_.key) add(block.grad_scores, block.query.data, rows, in_.K, sums_ + offsets_.key);
+    if (wanted_.value) add(block.attention, block.grad_output.data, rows, in_.K, sums_ + offsets_.value);
+    if (wanted_.register_key) add(block.grad_scores + slots, block.query.data, rows, in_.R, sums_ + offsets_.register_key);
+    if (wanted_.register_value) add(block.attention + slots, block.grad_output.data, rows, in_.R, sums_ + offsets_.register_value);
     add_ = true;
   }
 
@@ -146,18 +146,26 @@ class VectorArithmetic {
 
   VectorKeyGradients key_gradients(const Wanted& wanted) const { return {in_, wanted}; }
 
-  void load_query(const void* from, int64_t stride, int64_t rows, float* to) const {
+  Rows<float> query(const void* from, int64_t stride, int64_t rows, float* to) const {
     load_rows(in_.dtype, from, stride, rows, in_.D, in_.scale * kLog2E, to, width_);
+    return {to, width_};
   }
 
-  void load_grad_output(const void* from, int64_t stride, int64_t rows, float* to) const {
+  Rows<float> grad_output(const void* from, int64_t stride, int64_t rows, float* to) const {
     load_rows(in_.dtype, from, stride, rows, in_.D, 1.0f, to, width_);
+    return {to, width_};
   }
 
   // scores = rows panel^T
-  void scores(const float* rows, int64_t num_rows, const VectorPanels& panels, int64_t image, int64_t head, float* scores) const {
-    panels.multiply_scores(rows, round_up(num_rows, kTileRows), image, head, scores);
+  void scores(const Rows<float>& rows, int64_t num_rows, const VectorPanels& panels, int64_t image, int64_t head, float* scores) const {
+    panels.multiply_scores(rows.data, round_up(num_rows, kTileRows), image, head, scores);
   }
+
+  // Takes the elements of scores that `weighted` will multiply: they lie in the scores themselves.
+  struct Weights {
+    OCL_INLINE void store(int64_t, Floats) const {}
+  };
+  Weights weights(const float*) const { return {}; }
 
   // rows = scores panel
   void weighted(const float* scores, int64_t num_rows, const VectorPanels& panels, int64_t image, int64_t head, float* rows) const {

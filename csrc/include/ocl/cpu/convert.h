@@ -22,9 +22,15 @@ OCL_INLINE Halves load_bits(const Element* from) {
   return bits;
 }
 
-OCL_INLINE Floats load(const BFloat16* from) {
-  return bit_cast<Floats>(__builtin_convertvector(load_bits(from), Bits) << 16);
+OCL_INLINE Bits widen_bits(Halves halves) {
+#if defined(OCL_TARGET_AVX512)
+  return bit_cast<Bits>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(halves)));  // GCC 12 makes two of it
+#else
+  return __builtin_convertvector(halves, Bits);
+#endif
 }
+
+OCL_INLINE Floats load(const BFloat16* from) { return bit_cast<Floats>(widen_bits(load_bits(from)) << 16); }
 
 OCL_INLINE Halves narrow_to_bfloat16(Floats value) {
 #if defined(OCL_TARGET_AVX512_BF16)

@@ -263,7 +263,7 @@ inline void multiply_tiles(VectorsOfPairs&, const TileProduct (&products)[kProdu
 // ---- making A and B
 
 // Words of two rows side by side: a[i] in the low half, b[i] in the high half, for 16 elements of each: a row of B.
-OCL_INLINE Bits pairs(Halves a, Halves b) { return __builtin_convertvector(a, Bits) | (__builtin_convertvector(b, Bits) << 16); }
+OCL_INLINE Bits pairs(Halves a, Halves b) { return widen_bits(a) | (widen_bits(b) << 16); }
 
 // Rows i and i + kDistance swap: of the lanes j, those of row i with the bit kDistance in j, those of the other without it.
 template <int kDistance>
