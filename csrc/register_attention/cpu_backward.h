@@ -78,6 +78,7 @@ class BackwardBlocks {
     for (int64_t row = 0; row < rows; ++row, scores += layout_.columns) {
       prefetch(first + row);
       const Floats shift = broadcast(finite_logsumexp(first + row) * kLog2E);
+#pragma GCC unroll 3
       for (int64_t column = 0; column < layout_.columns; column += kLanes) {
         store(scores + column, exp2<Arithmetic::kExp2>(load(scores + column) * factor - shift));
       }
@@ -113,6 +114,7 @@ class BackwardBlocks {
     const int64_t columns = layout_.columns;
     for (int64_t row = 0; row < rows; ++row) {
       const Floats mean = broadcast(means[row]);
+#pragma GCC unroll 3
       for (int64_t i = row * columns; i < (row + 1) * columns; i += kLanes) {
         const Floats grad = load(attention + i) * (load(grads + i) - mean);
         store(grads + i, grad);
@@ -128,6 +130,7 @@ class BackwardBlocks {
     for (int64_t row = 0; row < kLanes; ++row) {
       const int64_t start = (first_row + row) * layout_.columns;
       products[row] = Floats{};
+#pragma GCC unroll 3
       for (int64_t i = start; i < start + layout_.columns; i += kLanes) {
         products[row] = load(attention_.data() + i) * load(grad_scores_.data() + i) + products[row];
       }

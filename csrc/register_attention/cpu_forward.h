@@ -106,6 +106,7 @@ class ForwardBlocks {
     const auto weights = arithmetic_.weights(scores_.data());
     float* scores = scores_.data();
     Floats total = {};
+#pragma GCC unroll 3
     for (int64_t i = start; i < start + layout_.columns; i += kLanes) {
       const Floats power = exp2<Arithmetic::kExp2>(load(scores + i) * factors - tops);
       store(scores + i, power);
