@@ -149,7 +149,8 @@ class TileSumsOverRows {
         width_(layout.sums.width),
         columns_(layout.sums.columns),
         first_(first_column),
-        last_(last_column),
+        last_(first_column + round_up(last_column - first_column, kTileSize)),
+        wanted_(round_up(last_column - first_column, Tiles::kRows)),
         by_column_(last_column - first_column < layout.sums.width),
         vectors_(width_ * kRows),
         scores_(kRows * columns_),
@@ -239,7 +240,7 @@ class TileSumsOverRows {
 
   void multiply() {
     if (by_column_) {
-      multiply_tiles(tiles_, {{scores_.data() + first_ * kRows, kRows, vectors_.data(), 2 * width_, filled_}}, last_ - first_, width_,
+      multiply_tiles(tiles_, {{scores_.data() + first_ * kRows, kRows, vectors_.data(), 2 * width_, filled_}}, wanted_, width_,
                      {sums_.data() + first_ * width_, width_, add_});
     } else {
       multiply_tiles(tiles_, {{vectors_.data(), kRows, scores_.data() + 2 * first_, 2 * columns_, filled_}}, width_, last_ - first_,
@@ -249,7 +250,7 @@ class TileSumsOverRows {
   }
 
   Tiles& tiles_;
-  int64_t width_, columns_, first_, last_;
+  int64_t width_, columns_, first_, last_, wanted_;  // wanted: columns
   bool by_column_;
   Scratch<BFloat16> vectors_, scores_;
   Scratch<float> sums_;
@@ -291,7 +292,7 @@ class TileKeyGradients {
  private:
   TileSumsOverRows<Tiles> sums_over_rows(bool slots, bool registers, Tiles& tiles) const {
     const int64_t first = slots ? 0 : layout_.sums.slots / kTileSize * kTileSize;
-    const int64_t last = registers ? layout_.sums.columns : slots ? round_up(in_.K, kTileSize) : first;
+    const int64_t last = registers ? layout_.sums.columns : slots ? in_.K : first;
     return {layout_, first, last, tiles};
   }
 

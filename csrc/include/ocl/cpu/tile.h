@@ -18,7 +18,7 @@ constexpr int64_t kTileSteps = 32;  // bfloat16 in a row of A
 // is written before a tile is loaded from moving behind it.
 class HardwareTiles {
  public:
-  static constexpr int64_t kSteps = kTileSteps;  // that a product takes at once
+  static constexpr int64_t kSteps = kTileSteps, kRows = kTileSize;  // that a product takes at once
   HardwareTiles() {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -60,7 +60,7 @@ class HardwareTiles {
 
 class SoftwareTiles {
  public:
-  static constexpr int64_t kSteps = kTileSteps;
+  static constexpr int64_t kSteps = kTileSteps, kRows = kTileSize;
   template <int kTile>
   void zero() {
     std::memset(tiles_[kTile], 0, sizeof tiles_[kTile]);
@@ -177,7 +177,7 @@ OCL_INLINE void store_words(void* to, Bits words) { std::memcpy(to, &words, size
 
 // Stands for tiles where there are none: AVX-512 BF16 multiplies vectors of pairs (VDPBF16PS), with the sums in its registers.
 struct VectorsOfPairs {
-  static constexpr int64_t kSteps = 2;
+  static constexpr int64_t kSteps = 2, kRows = 8;
 };
 
 // sum + the products of the low halves + the products of the high halves, per lane.
@@ -230,17 +230,17 @@ __attribute__((noinline)) void multiply_pairs(const TileProduct* products, int64
   }
 }
 
-// `rows` and `columns` are multiples of kTileSize. 4 rows x 6 vectors fill the registers (24 sums, 6 of B, 1 pair of A); fewer
-// vectors take more rows, so that enough sums hide the latency of a product.
+// `rows` is a multiple of kRows, `columns` of kLanes. 8 rows x 3 vectors fill the registers (24 sums, 3 of B, 1 pair of A) and read
+// each of B once for 8 rows: panels are larger than the first-level cache. A single vector takes 16 rows where there are so many, so
+// that enough sums hide the latency of a product.
 template <int kProducts>
 inline void multiply_tiles(VectorsOfPairs&, const TileProduct (&products)[kProducts], int64_t rows, int64_t columns,
                            TileSums sums) {
-  constexpr int64_t kMost = 3;
+  constexpr int64_t kMost = 3, kRows = VectorsOfPairs::kRows;
   const int64_t vectors = columns / kLanes, groups = (vectors + kMost - 1) / kMost;
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t first = vectors * group / groups, width = vectors * (group + 1) / groups - first;
-    const int64_t height = width == 1 ? 16 : width <= 3 ? 8 : 4;
-    for (int64_t row = 0; row < rows; row += height) {
+    for (int64_t row = 0; row < rows;) {
       TileProduct part[kProducts];
       for (int i = 0; i < kProducts; ++i) {
         part[i] = products[i];
@@ -248,14 +248,17 @@ inline void multiply_tiles(VectorsOfPairs&, const TileProduct (&products)[kProdu
         part[i].right += first * kTileSteps;
       }
       const TileSums to = {sums.data + row * sums.row + first * kLanes, sums.row, sums.add};
-      switch (width) {
-        case 1: multiply_pairs<16, 1>(part, kProducts, to); break;
-        case 2: multiply_pairs<8, 2>(part, kProducts, to); break;
-        case 3: multiply_pairs<8, 3>(part, kProducts, to); break;
-        case 4: multiply_pairs<4, 4>(part, kProducts, to); break;
-        case 5: multiply_pairs<4, 5>(part, kProducts, to); break;
-        default: multiply_pairs<4, 6>(part, kProducts, to);
+      const int64_t height = width == 1 && rows - row >= 2 * kRows ? 2 * kRows : kRows;
+      if (width == 3) {
+        multiply_pairs<kRows, 3>(part, kProducts, to);
+      } else if (width == 2) {
+        multiply_pairs<kRows, 2>(part, kProducts, to);
+      } else if (height == kRows) {
+        multiply_pairs<kRows, 1>(part, kProducts, to);
+      } else {
+        multiply_pairs<2 * kRows, 1>(part, kProducts, to);
       }
+      row += height;
     }
   }
 }
