@@ -17,6 +17,7 @@ Each row keeps the switches of the rows above it:
 
 and each of these comes with all of the above, but not with one another:
 
+    separate passes   but neither merged pass nor shared trunk: half the activations at a time
     checkpointing     activations of every block again in the backward pass, for memory
     selective         the same but for products, convolutions and attention
     compile           torch.compile of the U-Net
@@ -65,6 +66,7 @@ from ocl.types import Batch, Mismatch, Moments  # noqa: E402
 
 TOLERANCE = 1e-3  # of a gradient's norm; measured differences are near 1e-5
 SWITCHES = ("registers once", "fused attention", "merged pass", "shared trunk", "caches", "channels-last")
+SEPARATE = "separate passes"
 CHECKPOINTING: dict[str, Checkpointing] = {"checkpointing": True, "selective": "selective"}
 COMPILE: dict[str, Compile] = {"compile": "denoiser", "compile, graphs": "denoiser-graphs"}
 
@@ -146,13 +148,14 @@ def build(folder: Path, size: Size, batch: int, device: str, *, compile_too: boo
         on = SWITCHES[: position + 1]
         batch_in = computed if "caches" in on else Batch(image)
         ways[switch] = (_step(model, batch_in, draws, on), _zero(model), _gradients(model))
-    for switch in (*CHECKPOINTING, *(COMPILE if compile_too else ())):
+    for switch in (SEPARATE, *CHECKPOINTING, *(COMPILE if compile_too else ())):
         if switch == "compile, graphs" and device == "cpu":
             continue
         model = _in_channels_last(ours(folder, size, device, checkpointing=CHECKPOINTING.get(switch, False)))
         if switch in COMPILE:
             compiled(model, COMPILE[switch])
-        ways[switch] = (_step(model, computed, draws, SWITCHES), _zero(model), _gradients(model))
+        on = tuple(each for each in SWITCHES if switch != SEPARATE or each not in ("merged pass", "shared trunk"))
+        ways[switch] = (_step(model, computed, draws, on), _zero(model), _gradients(model))
     return ways
 
 
