@@ -22,7 +22,8 @@ def compiled(model: nn.Module, how: Compile, *, backend: str = "inductor") -> nn
     "denoiser" compiles the backbone of every denoiser in place and leaves the rest, whose random draws and Python values would
     break a graph, as it is. "denoiser-graphs" does so with mode="reduce-overhead", which is what there is of CUDA graphs: torch
     captures them where shapes are fixed, on CUDA only. Each size of batch gets a graph of its own: there are few, and with sizes
-    left open inductor may fail on a CPU (torch 2.13: cannot determine truth value of Relational). Raises ConfigError where the model has no denoiser.
+    left open inductor may fail on a CPU (torch 2.13: cannot determine truth value of Relational). Raises ConfigError where the
+    model has no denoiser.
     With the backend "inductor" torch before 2.14 is repaired, for the whole process (see _keep_order_of_writes).
     """
     if how is False:

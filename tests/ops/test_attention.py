@@ -30,7 +30,7 @@ def test_it_is_torch_s_attention_with_its_gradients(size, dtype, name):
         weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
         gradients = (torch.autograd.grad((out * weights).sum(), x) for out, x in ((found.double(), tensors), (expected, exact)))
         for left, right in zip(*gradients, strict=True):
-            assert (left.double() - right).norm() <= 4 * LIMIT[dtype] * right.norm() + LIMIT[dtype] * keys
+            assert (left.double() - right).norm() <= 4 * LIMIT[dtype] * (right.norm() + 1)  # a gradient may be 0
 
 
 def test_the_compiled_operator_runs_where_it_is_faster(monkeypatch):
