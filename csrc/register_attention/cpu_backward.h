@@ -110,7 +110,7 @@ class BackwardBlocks {
     for (int64_t row = 0; row < rows; row += kLanes) store(means + row, weighted_sums(row));
     const float* attention = attention_.data();
     float* grads = grad_scores_.data();
-    const auto weights = arithmetic_.weights(grads);
+    const auto weights = arithmetic_.weights();
     const int64_t columns = layout_.columns;
     for (int64_t row = 0; row < rows; ++row) {
       const Floats mean = broadcast(means[row]);

@@ -103,7 +103,7 @@ class ForwardBlocks {
 
   OCL_INLINE Floats exponentiate(int64_t start, float factor, float top) const {
     const Floats factors = broadcast(factor), tops = broadcast(top);
-    const auto weights = arithmetic_.weights(scores_.data());
+    const auto weights = arithmetic_.weights();
     float* scores = scores_.data();
     Floats total = {};
 #pragma GCC unroll 3

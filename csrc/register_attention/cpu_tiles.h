@@ -352,7 +352,7 @@ class TileArithmetic {
     OCL_INLINE void store(int64_t i, Floats score) const { ocl::store(data + i, score); }
     BFloat16* data;
   };
-  Weights weights(const float*) const { return {weights_.data()}; }
+  Weights weights() const { return {weights_.data()}; }
 
   // rows = scores panel, for the scores that `weights` took
   void weighted(const float*, int64_t num_rows, const TilePanels& panels, int64_t image, int64_t head, float* rows) {

@@ -165,7 +165,7 @@ class VectorArithmetic {
   struct Weights {
     OCL_INLINE void store(int64_t, Floats) const {}
   };
-  Weights weights(const float*) const { return {}; }
+  Weights weights() const { return {}; }
 
   // rows = scores panel
   void weighted(const float* scores, int64_t num_rows, const VectorPanels& panels, int64_t image, int64_t head, float* rows) const {

@@ -19,7 +19,7 @@ from ocl.errors import OCLError, ProcessError
 T = TypeVar("T")
 _SILENT = ("timed out", "timeout")
 _GONE = (*_SILENT, "connection", "peer", "broken pipe", "socket", "gloo", "nccl")
-LETTING_GO = 0.5  # seconds; a thread of gloo that still holds a tensor of the last talk when Python ends aborts the process
+_LETTING_GO = 0.5  # seconds; a thread of gloo that still holds a tensor of the last talk when Python ends aborts the process
 
 
 @final
@@ -111,7 +111,7 @@ class World:
         """Part from the other processes, who need not be there any more."""
         if self.size > 1 or self.group is not None:
             dist.destroy_process_group()
-            time.sleep(LETTING_GO)
+            time.sleep(_LETTING_GO)
 
     @contextmanager
     def talking(self) -> Iterator[None]:

@@ -268,21 +268,11 @@ inline void multiply_tiles(VectorsOfPairs&, const TileProduct (&products)[kProdu
 // Words of two rows side by side: a[i] in the low half, b[i] in the high half, for 16 elements of each: a row of B.
 OCL_INLINE Bits pairs(Halves a, Halves b) { return widen_bits(a) | (widen_bits(b) << 16); }
 
-// Rows i and i + kDistance swap: of the lanes j, those of row i with the bit kDistance in j, those of the other without it.
-template <int kDistance>
+template <int64_t kDistance>
 OCL_INLINE void swap_lanes(Bits (&rows)[kLanes]) {
-  Bits low, high;
-  for (uint32_t lane = 0; lane < kLanes; ++lane) {
-    const bool upper = (lane & kDistance) != 0;
-    low[lane] = upper ? kLanes + lane - kDistance : lane;
-    high[lane] = upper ? kLanes + lane : lane + kDistance;
-  }
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kLanes; ++i) {
-    if ((i & kDistance) != 0) continue;
-    const Bits a = rows[i], b = rows[i + kDistance];
-    rows[i] = permute(a, b, low);
-    rows[i + kDistance] = permute(a, b, high);
+    if ((i & kDistance) == 0) swap_lanes<kDistance>(rows[i], rows[i + kDistance]);
   }
 }
 

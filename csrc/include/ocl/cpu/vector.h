@@ -88,22 +88,31 @@ OCL_INLINE float maximum(Floats value) {
   return lanes[0];
 }
 
+// Two rows that lie kDistance apart swap: a keeps its lanes j without the bit kDistance in j, b those with it.
+template <int64_t kDistance>
+OCL_INLINE void swap_lanes(Bits& a, Bits& b) {
+  Bits low, high;
+  for (uint32_t lane = 0; lane < kLanes; ++lane) {
+    const bool upper = (lane & kDistance) != 0;
+    low[lane] = upper ? kLanes + lane - kDistance : lane;
+    high[lane] = upper ? kLanes + lane : lane + kDistance;
+  }
+  const Bits lower = permute(a, b, low);
+  b = permute(a, b, high);
+  a = lower;
+}
+
 // Lane j becomes what `combine` makes of all lanes of rows[j], by halves: as many steps as for one row, not kLanes times as many.
 template <class Combine>
 OCL_INLINE Floats reduce_rows(Floats (&rows)[kLanes], const Combine& combine) {
   const auto halve = [&](auto distance) {
     constexpr int64_t kDistance = decltype(distance)::value;
     if constexpr (kDistance < kLanes) {
-      Bits low, high;
-      for (uint32_t lane = 0; lane < kLanes; ++lane) {
-        const bool second = (lane & kDistance) != 0;
-        low[lane] = second ? kLanes + lane - kDistance : lane;
-        high[lane] = second ? kLanes + lane : lane + kDistance;
-      }
 #pragma GCC unroll 16
       for (int64_t i = 0; i < kLanes; i += 2 * kDistance) {
-        const Bits a = bit_cast<Bits>(rows[i]), b = bit_cast<Bits>(rows[i + kDistance]);
-        rows[i] = combine(bit_cast<Floats>(permute(a, b, low)), bit_cast<Floats>(permute(a, b, high)));
+        Bits a = bit_cast<Bits>(rows[i]), b = bit_cast<Bits>(rows[i + kDistance]);
+        swap_lanes<kDistance>(a, b);
+        rows[i] = combine(bit_cast<Floats>(a), bit_cast<Floats>(b));
       }
     }
   };
@@ -112,6 +121,14 @@ OCL_INLINE Floats reduce_rows(Floats (&rows)[kLanes], const Combine& combine) {
   halve(std::integral_constant<int64_t, 4>());
   halve(std::integral_constant<int64_t, 8>());
   return rows[0];
+}
+
+// The polynomial in x with these coefficients, of the highest power first.
+template <class... Coefficients>
+OCL_INLINE Floats polynomial(Floats x, float highest, Coefficients... others) {
+  Floats value = broadcast(highest);
+  ((value = value * x + broadcast(others)), ...);
+  return value;
 }
 
 // 2^x to about 1 ulp, or to 3e-6, which a result in bfloat16 does not show; for x < 128; exactly 0 for x <= -127, -infinity
@@ -124,21 +141,10 @@ template <Exp2 kExp2 = Exp2::full>
 OCL_INLINE Floats exp2(Floats x) {
 #if defined(OCL_TARGET_AVX512)
   const Floats r = bit_cast<Floats>(_mm512_reduce_ps(bit_cast<__m512>(x), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
-  Floats power;
-  if (kExp2 == Exp2::coarse) {
-    power = broadcast(1.34266843e-2f);
-    power = power * r + broadcast(5.22424743e-2f);
-    power = power * r + broadcast(2.41280205e-1f);
-    power = power * r + broadcast(6.93044845e-1f);
-  } else {
-    power = broadcast(2.16129145e-4f);
-    power = power * r + broadcast(1.24678466e-3f);
-    power = power * r + broadcast(9.67545155e-3f);
-    power = power * r + broadcast(5.54852806e-2f);
-    power = power * r + broadcast(2.40229306e-1f);
-    power = power * r + broadcast(6.93147044e-1f);
-  }
-  power = power * r + broadcast(1.0f);
+  const Floats power =
+      kExp2 == Exp2::coarse
+          ? polynomial(r, 1.34266843e-2f, 5.22424743e-2f, 2.41280205e-1f, 6.93044845e-1f, 1.0f)
+          : polynomial(r, 2.16129145e-4f, 1.24678466e-3f, 9.67545155e-3f, 5.54852806e-2f, 2.40229306e-1f, 6.93147044e-1f, 1.0f);
   const __mmask16 kept = _mm512_cmp_ps_mask(bit_cast<__m512>(x), _mm512_set1_ps(-127.0f), _CMP_NLE_UQ);
   return bit_cast<Floats>(_mm512_maskz_scalef_ps(kept, bit_cast<__m512>(power), bit_cast<__m512>(x)));
 #else
@@ -146,21 +152,10 @@ OCL_INLINE Floats exp2(Floats x) {
   x = maximum(lowest, x);
   const Floats shifted = x + round;
   const Floats r = x - (shifted - round);
-  Floats power;
-  if (kExp2 == Exp2::coarse) {
-    power = broadcast(9.58285303e-3f);
-    power = power * r + broadcast(5.59064246e-2f);
-    power = power * r + broadcast(2.40240986e-1f);
-    power = power * r + broadcast(6.93124193e-1f);
-  } else {
-    power = broadcast(1.53533620e-4f);
-    power = power * r + broadcast(1.33988739e-3f);
-    power = power * r + broadcast(9.61843692e-3f);
-    power = power * r + broadcast(5.55033237e-2f);
-    power = power * r + broadcast(2.40226477e-1f);
-    power = power * r + broadcast(6.93147182e-1f);
-  }
-  power = power * r + broadcast(1.0f);
+  const Floats power =
+      kExp2 == Exp2::coarse
+          ? polynomial(r, 9.58285303e-3f, 5.59064246e-2f, 2.40240986e-1f, 6.93124193e-1f, 1.0f)
+          : polynomial(r, 1.53533620e-4f, 1.33988739e-3f, 9.61843692e-3f, 5.55033237e-2f, 2.40226477e-1f, 6.93147182e-1f, 1.0f);
   return bit_cast<Floats>(bit_cast<Bits>(power) + (bit_cast<Bits>(shifted) << 23));
 #endif
 }
@@ -175,11 +170,7 @@ OCL_INLINE Floats log2(Floats x) {
   const Mask n = bit_cast<Mask>(from_half) >> 23;
   const Floats m = bit_cast<Floats>((from_half & 0x7fffff) + 0x3f3504f3);
   const Floats s = (m - broadcast(1.0f)) / (m + broadcast(1.0f)), t = s * s;
-  Floats series = broadcast(0.320598898f);
-  series = series * t + broadcast(0.412198583f);
-  series = series * t + broadcast(0.577078016f);
-  series = series * t + broadcast(0.961796694f);
-  series = series * t + broadcast(2.88539008f);
+  const Floats series = polynomial(t, 0.320598898f, 0.412198583f, 0.577078016f, 0.961796694f, 2.88539008f);
   return select(x != x, x, series * s + __builtin_convertvector(n, Floats));
 }
 
